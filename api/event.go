@@ -138,7 +138,7 @@ var eventFields = map[EventKind]string{
 	ProbeResult:         "probe probeKind mode status failureReason? subResults?",
 	HealthFailed:        "failingProbes sustainedFor policyApplied",
 	RollbackStarted:     "toClosure cause",
-	RollbackCompleted:   "observedClosure exitCode? rebootPending?",
+	RollbackCompleted:   "observedClosure exitCode? rebootPending? reason?",
 	RollbackFailed:      "phase exitCode? reason stderrTail?",
 	Converged:           "observedClosure",
 }

@@ -36,7 +36,7 @@ type Record struct {
 
 	RebootPending []string     `json:"rebootPending,omitempty"`
 	Failure       *api.Failure `json:"failure,omitzero"`     // the newest failure, kept when the host goes back
-	SkippedBy     string       `json:"skippedBy,omitzero"`   // why it is Skipped: "offline", "operator", "edge"
+	SkippedBy     string       `json:"skippedBy,omitzero"`   // why it is Skipped: SkippedBy…
 	RevertCause   string       `json:"revertCause,omitzero"` // cause of the rollback in progress or done
 
 	LastAt    time.Time `json:"lastAt,omitzero"`    // at of the newest accepted event: it never decreases
@@ -49,7 +49,14 @@ type Input interface{ input() }
 // Reported is an event of the host, from its own agent.
 type Reported struct{ api.Event }
 
-// Skip leaves a Pending host out; By is "offline", "operator" or "edge".
+// Who skipped a host: Skip.By and Record.SkippedBy.
+const (
+	SkippedByOffline  = "offline" // it was unheard, or only rejecting, for offline.after
+	SkippedByOperator = "operator"
+	SkippedByEdge     = "edge" // a host that it comes after failed or was skipped
+)
+
+// Skip leaves a Pending host out.
 type Skip struct{ By string }
 
 // Heard says that a host that was skipped for its silence (or for an edge's) is back.
@@ -58,12 +65,13 @@ type Heard struct{}
 // Retry has a Failed, Reverted or Skipped host tried again by an operator.
 type Retry struct{}
 
-// Supersede ends the record: a newer rollout took the host over, or the host is no longer this
-// rollout's.
+// Supersede ends a record that has not ended: a newer rollout took the host over, or the host is no
+// longer this rollout's.
 type Supersede struct{}
 
 // NewJournal says that a heartbeat came with another journalId: the agent lost its records. Running
-// and Boot are the closures that the heartbeat shows.
+// and Boot are the closures that the heartbeat shows. It is possible in every state, since it also
+// begins the host's stream of events afresh.
 type NewJournal struct{ Running, Boot string }
 
 func (Reported) input()   {}
@@ -95,8 +103,9 @@ type Quarantine struct {
 	Code    api.Code
 }
 
-// Exonerate takes a quarantine for confirm-timeout back: the previous system cannot reach a control
-// plane either (state.md, Confirmation).
+// Exonerate takes the quarantine back that this record's confirm-timeout led to: the previous system
+// cannot reach a control plane either (state.md, Confirmation), which its RollbackCompleted says by the
+// reason confirm-timeout. Quarantines of the closure for another reason, or by another host, stand.
 type Exonerate struct{ Closure string }
 
 func (Activate) effect()    {}
@@ -119,12 +128,33 @@ func (e *InvalidTransition) Error() string {
 }
 
 // New returns the record of a host that is Pending in a rollout, attempt 1.
+// The line and policy are a verified manifest's, where a line's wave is one of the policy's.
 func New(line api.HostLine, rolloutID string, policy api.Policy, now time.Time) Record {
+	var soak api.Duration
+	if line.Wave >= 0 && line.Wave < len(policy.Waves) {
+		soak = policy.Waves[line.Wave].Soak
+	}
 	return Record{
 		Hostname: line.Hostname, RolloutID: rolloutID, State: api.Pending, Attempt: 1, Wave: line.Wave,
-		TargetClosure: line.Closure, Soak: policy.Waves[line.Wave].Soak, OnHealthFailure: policy.OnHealthFailure,
-		ChangedAt: now,
+		TargetClosure: line.Closure, Soak: soak, OnHealthFailure: policy.OnHealthFailure, ChangedAt: wall(now),
 	}
+}
+
+// NextAt returns the at of the record's next event: now, but never before the event before it, also
+// when the clock was set back. A Step refuses an event whose at decreases.
+func (r Record) NextAt(now time.Time) time.Time { return later(r.LastAt, wall(now)) }
+
+// Ended says whether nothing more is expected of the host in this rollout: Supersede no longer applies.
+func (r Record) Ended() bool { return !notEnded.has(r.State) }
+
+// Blocking returns the first declared enforce probe whose latest result is not a pass.
+func (r Record) Blocking() (api.ProbeStatus, bool) {
+	for _, p := range r.Probes {
+		if p.Mode == api.ModeEnforce && p.Status != api.ProbePass {
+			return p, true
+		}
+	}
+	return api.ProbeStatus{}, false
 }
 
 // InFlight says whether the host counts as disrupted for budgets by its state alone; a Pending host
