@@ -18,12 +18,14 @@ type Error struct {
 // Error implements error.
 func (e *Error) Error() string { return string(e.Code) + ": " + e.Detail }
 
-// Unwrap returns what was found by a parser, if that was the reason.
+// Unwrap returns the error that was the reason, if one was: a parser's, or another refusal.
 func (e *Error) Unwrap() error { return e.cause }
 
-// Refuse returns an *Error about what, for the packages that add rules of their own to these.
+// Refuse returns an *Error about what, for the packages that add rules of their own to these. format
+// may wrap the reason with %w, as that of fmt.Errorf may.
 func Refuse(code api.Code, what, format string, args ...any) error {
-	return &Error{Code: code, Detail: what + ": " + fmt.Sprintf(format, args...)}
+	reason := fmt.Errorf(format, args...)
+	return &Error{Code: code, Detail: what + ": " + reason.Error(), cause: errors.Unwrap(reason)}
 }
 
 // Malformed returns an *Error that says that a parser refused something; err names what it was.
