@@ -7,11 +7,11 @@ import (
 	"nixfleet.dev/nixfleet/api"
 )
 
-// given is an Input taken apart.
+// given is an Input taken apart. No string of its own may flow into the record, or each Step would
+// put its copy of the event on the heap.
 type given struct {
 	kind    inputKind
 	event   *api.Event // nil unless the host reported it
-	name    string     // what to call it in errors
 	by      string     // Skip
 	running string     // NewJournal, like boot
 	boot    string

@@ -17,7 +17,7 @@ func (r *Record) note(g *given, to api.HostState) {
 	}
 	switch g.kind {
 	case inputSkip:
-		r.SkippedBy = g.by
+		r.SkippedBy = skipper(g.by)
 	case inputHeard:
 		r.SkippedBy = ""
 	case inputRetry:
@@ -59,6 +59,19 @@ func (r *Record) noteEvent(e *api.Event, to api.HostState) {
 	case api.Converged:
 		r.ObservedClosure = r.TargetClosure
 	}
+}
+
+// skipper returns by if it is one of the three who can skip a host.
+func skipper(by string) string {
+	switch by {
+	case SkippedByOffline:
+		return SkippedByOffline
+	case SkippedByOperator:
+		return SkippedByOperator
+	case SkippedByEdge:
+		return SkippedByEdge
+	}
+	return ""
 }
 
 // noteAck begins a try. A previous closure that is the target is none: to go back to it would change
@@ -136,13 +149,14 @@ func failureDetail(e *api.Event) string {
 // declare replaces the probe set. A probe that was there before keeps its result: the agent declares
 // again after a restart, and results since the activation still count.
 func (r *Record) declare(probes []api.DeclaredProbe) {
-	next := make([]api.ProbeStatus, len(probes))
-	for i, p := range probes {
-		next[i] = api.ProbeStatus{Name: p.Name, Kind: p.Kind}
+	var next []api.ProbeStatus // nil when empty, as it is read back
+	for _, p := range probes {
+		status := api.ProbeStatus{Name: p.Name, Kind: p.Kind}
 		if old := slices.IndexFunc(r.Probes, func(q api.ProbeStatus) bool { return q.Name == p.Name && q.Kind == p.Kind }); old >= 0 {
-			next[i] = r.Probes[old]
+			status = r.Probes[old]
 		}
-		next[i].Mode = p.Mode
+		status.Mode = p.Mode
+		next = append(next, status)
 	}
 	r.ProbesDeclared, r.Probes = true, next
 }

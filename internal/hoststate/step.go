@@ -15,12 +15,12 @@ import (
 // of the input; conditions on time go by the event's own at, so that the agent and the control plane
 // agree. r is not changed. Step may be called concurrently.
 func Step(r Record, in Input, now time.Time) (Record, []Effect, error) {
-	g := given{kind: inputUnknown, name: "unknown input"}
+	var g given
 	var event api.Event
 	switch in := in.(type) {
 	case Reported:
 		event = in.Event
-		g = given{kind: kindOf(event.Kind), event: &event, name: clip(string(event.Kind), maxName)}
+		g = given{kind: kindOf(event.Kind), event: &event}
 	case Skip:
 		g = given{kind: inputSkip, by: in.By}
 	case Heard:
@@ -32,16 +32,21 @@ func Step(r Record, in Input, now time.Time) (Record, []Effect, error) {
 	case NewJournal:
 		g = given{kind: inputNewJournal, running: in.Running, boot: in.Boot}
 	}
-	if g.event == nil && g.kind != inputUnknown {
-		g.name = g.kind.String()
-	}
 	row, reason := find(&r, &g)
 	if reason != "" {
-		return r, nil, &InvalidTransition{State: r.State, Input: g.name, Reason: reason}
+		return r, nil, &InvalidTransition{State: r.State, Input: nameOf(in, g.kind), Reason: reason}
 	}
 	next := r
 	effects := next.take(&row, &g, now)
 	return next, effects, nil
+}
+
+// nameOf is what to call an input in errors.
+func nameOf(in Input, kind inputKind) string {
+	if r, ok := in.(Reported); ok {
+		return clip(string(r.Kind), maxName)
+	}
+	return kind.String()
 }
 
 // find returns the row that applies, or the reason why none does.
@@ -83,12 +88,8 @@ func refusal(r *Record, g *given) string {
 		}
 		return contradiction(e)
 	}
-	if g.kind == inputSkip {
-		switch g.by {
-		case SkippedByOffline, SkippedByOperator, SkippedByEdge:
-		default:
-			return "it does not say by whom"
-		}
+	if g.kind == inputSkip && skipper(g.by) == "" {
+		return "it does not say by whom"
 	}
 	return ""
 }
