@@ -59,6 +59,9 @@ type Index struct {
 	Channels        map[string]IndexChannel `json:"channels"`
 	Fleet           string                  `json:"fleet"`       // object: the newest fleet envelope
 	Revocations     *string                 `json:"revocations"` // object, or null when there never were any
+	// Released lists the refs that each channel was ever released at, oldest first: the release side
+	// refuses to use one again. Readers have no use for it.
+	Released map[string][]string `json:"released,omitempty"`
 }
 
 // IndexChannel names a channel's current release; the last three are objects.

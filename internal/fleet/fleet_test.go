@@ -103,6 +103,7 @@ func TestEachProblemNamesItsFieldAndWhatToDo(t *testing.T) {
 		"failures over all":        {[]string{`"fast": {}`, `"fast": {"maxFailures": "200%"}`}, `rolloutPolicies.fast.maxFailures: is 200%`},
 		"no time to confirm":       {[]string{`"fast": {}`, `"fast": {"confirmTimeout": "0s"}`}, `rolloutPolicies.fast.confirmTimeout: is 0s`},
 		"no waves":                 {[]string{`"fast": {}`, `"fast": {"waves": []}`}, `rolloutPolicies.fast.waves: has no waves`},
+		"a bad cron":               {[]string{`"freshnessWindow": "5m"`, `"freshnessWindow": "5m", "maintenanceWindows": [{"cron": "61 * * * *", "duration": "1h"}]`}, `channels.edge.maintenanceWindows.0: `},
 		"a freeze that ends first": {[]string{`"freshnessWindow": "5m"`, `"freshnessWindow": "5m", "freezes": [{"from": "2026-12-02T00:00:00Z", "until": "2026-12-01T00:00:00Z"}]`}, `channels.edge.freezes.0: ends before it begins`},
 		"a commit":                 {[]string{`"schemaVersion": 1,`, `"schemaVersion": 1, "commit": "main",`}, `commit: is not a commit`},
 		"no platform":              {[]string{`"system": "x86_64-linux", "channel": "edge"`, `"system": "", "channel": "edge"`}, `hosts.lab-01.system: is empty`},

@@ -30,10 +30,14 @@ func Parse(what string, data []byte) (*api.Fleet, error) {
 // Load parses and validates a fleet that someone declared. The error is a Problems where the fleet was
 // read but is not right, and then lists everything that is wrong. Warnings are for a person to read:
 // what Validate warns of, and fields that nothing reads, since those are misspelt more often than new.
-func Load(what string, data []byte) (f *api.Fleet, warnings []string, err error) {
+// Each amend may change what was read before it is validated.
+func Load(what string, data []byte, amend ...func(*api.Fleet)) (f *api.Fleet, warnings []string, err error) {
 	f, err = Parse(what, data)
 	if err != nil {
 		return nil, nil, err
+	}
+	for _, change := range amend {
+		change(f)
 	}
 	written := &reader{dec: jsontext.NewDecoder(bytes.NewReader(data))}
 	if err := written.value(reflect.TypeFor[api.Fleet]()); err != nil {

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"nixfleet.dev/nixfleet/api"
+	"nixfleet.dev/nixfleet/internal/schedule"
 )
 
 // minFreshness is the shortest freshness window: below it, an agent whose clock is a little off, or a
@@ -107,6 +108,11 @@ func (v *validator) channels() {
 		}
 		if channel.FreshnessWindow.Std() < minFreshness {
 			v.problemf(at("channels", name, "freshnessWindow"), "is %s; make it %s or longer", channel.FreshnessWindow, api.Duration(minFreshness))
+		}
+		for i, window := range channel.MaintenanceWindows {
+			if err := schedule.Validate(window); err != nil {
+				v.problem(err.Error(), "channels", name, "maintenanceWindows", fmt.Sprint(i))
+			}
 		}
 		for i, freeze := range channel.Freezes {
 			if !freeze.Until.After(freeze.From) {
