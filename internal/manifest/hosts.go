@@ -79,7 +79,7 @@ func (h *Hosts) Hostname(i int) string { return h.names[i] }
 
 // Line decodes line i.
 func (h *Hosts) Line(i int) api.HostLine {
-	line, err := decodeLine(h.Raw(i))
+	line, err := readLine(h.Raw(i))
 	if err != nil {
 		// ParseHosts decoded these very bytes: whoever changed them broke its contract.
 		panic(fmt.Sprintf("manifest: line %d of hosts.jsonl was changed after it was parsed: %v", i+1, err))

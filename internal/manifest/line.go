@@ -33,22 +33,29 @@ func EncodeHosts(lines []api.HostLine) ([]byte, error) {
 
 // decodeLine reads one line, without its LF, and checks what can be seen in it alone.
 func decodeLine(raw []byte) (api.HostLine, error) {
-	const what = "line"
-	// A JSON decoder would allow white space around the object; a line is the object and nothing else.
+	line, err := readLine(raw)
+	if err != nil {
+		return api.HostLine{}, err
+	}
+	return line, checkLine(line)
+}
+
+// readLine reads the shape of a line.
+func readLine(raw []byte) (api.HostLine, error) {
 	if len(raw) == 0 {
 		return api.HostLine{}, errors.New("is blank")
 	}
 	if len(raw) > api.MaxLine {
 		return api.HostLine{}, fmt.Errorf("is %d bytes; at most %d are allowed", len(raw), api.MaxLine)
 	}
+	if line, ok := scanLine(raw); ok {
+		return line, nil
+	}
+	// A JSON decoder allows white space around the object; a line is the object and nothing else.
 	if raw[0] != '{' || raw[len(raw)-1] != '}' {
 		return api.HostLine{}, errors.New("is not one JSON object")
 	}
-	line, err := strictjson.Decode[api.HostLine](what, raw, api.MaxLine)
-	if err != nil {
-		return api.HostLine{}, err
-	}
-	return line, checkLine(line)
+	return strictjson.Decode[api.HostLine]("line", raw, api.MaxLine)
 }
 
 func checkLine(line api.HostLine) error {
