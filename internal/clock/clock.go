@@ -18,6 +18,8 @@ type Clock interface {
 	Sleep(ctx context.Context, d time.Duration) error
 	// NewTimer returns a timer that fires once after d.
 	NewTimer(d time.Duration) *time.Timer
+	// AfterFunc calls f in a goroutine of its own after d, unless the timer it returns is stopped before.
+	AfterFunc(d time.Duration, f func()) *time.Timer
 }
 
 // System is the machine's clock.
@@ -43,3 +45,6 @@ func (System) Sleep(ctx context.Context, d time.Duration) error {
 
 // NewTimer implements Clock.
 func (System) NewTimer(d time.Duration) *time.Timer { return time.NewTimer(d) }
+
+// AfterFunc implements Clock.
+func (System) AfterFunc(d time.Duration, f func()) *time.Timer { return time.AfterFunc(d, f) }
