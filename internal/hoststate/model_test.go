@@ -232,7 +232,9 @@ func (m *model) activationFailed(e api.Event) bool {
 	switch {
 	case activating && e.Reason == "cancelled":
 		m.state, m.declared, m.passes = api.Pending, nil, nil
-	case !e.Changed, e.Reason == "confirm-timeout", m.goesBack():
+	case !e.Changed:
+		m.state = api.Reverted
+	case e.Reason == "confirm-timeout", m.goesBack():
 		m.reverting()
 	default:
 		m.state = api.Failed

@@ -63,7 +63,7 @@ var table = []row{
 	{states(api.Deferred), inputRebootStarted, nil, api.Activating, actNone},
 	{states(api.Deferred), inputActivationCompleted, []condition{observedTarget}, api.Soaking, actStartProbes},
 	{states(api.Activating), inputActivationFailed, []condition{cancelled}, api.Pending, actNone},
-	{states(api.Activating, api.Deferred), inputActivationFailed, []condition{unchanged}, api.Reverting, actNone},
+	{states(api.Activating, api.Deferred), inputActivationFailed, []condition{unchanged}, api.Reverted, actNone},
 	{states(api.Activating, api.Deferred, api.Soaking), inputActivationFailed, []condition{changedLocally}, api.Failed, actNone},
 	{states(api.Activating, api.Deferred), inputActivationFailed, []condition{confirmTimeout}, api.Reverting, actRollBack},
 	{states(api.Activating, api.Deferred), inputActivationFailed, []condition{otherFailure, policyGoesBack}, api.Reverting, actRollBack},
