@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"nixfleet.dev/nixfleet/api"
+	"nixfleet.dev/nixfleet/internal/clock"
 )
 
 func TestAPollGetsTheOutstandingDispatchAtOnceAndEveryTime(t *testing.T) {
@@ -52,7 +53,9 @@ func TestAParkedPollIsWokenByItsOwnHostsDispatchAlone(t *testing.T) {
 		if parked, outstanding := r.Counts(); parked != 99 || outstanding != 1 {
 			t.Errorf("%d parked, %d outstanding", parked, outstanding)
 		}
-		time.Sleep(time.Minute)
+		if err := (clock.System{}).Sleep(t.Context(), time.Minute); err != nil {
+			t.Fatal(err)
+		}
 		synctest.Wait()
 		for host, answer := range woken {
 			if host != "host-7" && answer.Outcome != TimedOut {
