@@ -72,6 +72,9 @@ func decode(what string, data []byte, limit int, v any) error {
 		return &Error{What: what, Reason: "is empty"}
 	}
 	c := &checker{dec: jsontext.NewDecoder(bytes.NewReader(data))}
+	if c.dec.PeekKind() == 'n' {
+		return &Error{What: what, Reason: "is null"}
+	}
 	if err := c.value(reflect.TypeOf(v).Elem(), 0); err != nil {
 		return c.fail(what, err)
 	}

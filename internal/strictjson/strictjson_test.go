@@ -38,6 +38,7 @@ func TestDecodeRefuses(t *testing.T) {
 		"a wrong type":        {`{"name":1,"until":null}`, "name: "},
 		"the wrong case":      {`{"Name":"a","until":null}`, "name: is missing"},
 		"nothing":             {` `, "is empty"},
+		"null for all of it":  {`null`, "is null"},
 		"half a value":        {`{"name":"a"`, "ends in the middle"},
 		"deep nesting":        {`{"name":"a","until":null,"x":` + strings.Repeat("[", 100) + strings.Repeat("]", 100) + `}`, "nested"},
 		"very deep nesting":   {strings.Repeat("[", 1<<19), "nested"},

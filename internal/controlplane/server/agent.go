@@ -3,6 +3,7 @@ package server
 import (
 	"fmt"
 	"net/http"
+	"time"
 	"unicode/utf8"
 
 	"nixfleet.dev/nixfleet/api"
@@ -76,6 +77,12 @@ func checkEvent(e api.Event) error {
 	for name, text := range texts {
 		if len(text) > maxText {
 			return fmt.Errorf("%s is over %d bytes", name, maxText)
+		}
+	}
+	times := map[string]time.Time{"at": e.At, "soakDueAt": e.SoakDueAt, "enqueuedAt": e.EnqueuedAt}
+	for name, t := range times {
+		if _, offset := t.Zone(); offset != 0 {
+			return fmt.Errorf("%s is not in UTC", name)
 		}
 	}
 	lists := map[string]int{

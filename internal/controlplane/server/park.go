@@ -39,13 +39,25 @@ func (s *Server) dispatch(w http.ResponseWriter, r *http.Request, who Identity) 
 	if r.ProtoMajor == 1 && r.ProtoAtLeast(1, 1) && !r.Close && wait > 0 {
 		return s.park(w, r, who, wait)
 	}
+	return s.block(w, r, who, wait)
+}
+
+// block is park for connections that net/http keeps: those of HTTP/2.
+func (s *Server) block(w http.ResponseWriter, r *http.Request, who Identity, wait time.Duration) error {
+	if err := http.NewResponseController(w).SetWriteDeadline(s.clock.Now().Add(wait + writeTimeout)); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(r.Context())
+	defer cancel()
+	p := peerOf(ctx)
+	defer s.polls.blocks(p, cancel)()
 	timer := s.clock.NewTimer(wait)
 	defer timer.Stop()
-	answer := s.registry.Wait(r.Context(), who.Name, timer.C)
-	if answer.Outcome == dispatch.Abandoned {
-		return nil
+	answer := s.registry.Wait(ctx, who.Name, timer.C)
+	if r.Context().Err() != nil {
+		return nil // the peer has gone away
 	}
-	return s.writeAnswer(w, peerOf(r.Context()), answer)
+	return s.writeAnswer(w, p, answer)
 }
 
 // writeAnswer answers a poll whose connection net/http has.
@@ -92,7 +104,7 @@ func (s *Server) pollResponse(p *peer, answer dispatch.Answer) (status int, head
 }
 
 var outcomes = map[dispatch.Outcome]string{
-	dispatch.Given: "given", dispatch.Superseded: "superseded", dispatch.Drained: "drained", dispatch.TimedOut: "timed-out",
+	dispatch.Given: "given", dispatch.Abandoned: "abandoned", dispatch.Superseded: "superseded", dispatch.Drained: "drained", dispatch.TimedOut: "timed-out",
 }
 
 // poll is a parked poll on HTTP/1.1 whose connection net/http no longer has.
@@ -200,19 +212,36 @@ func rawResponse(now time.Time, status int, header http.Header, body []byte) []b
 type polls struct {
 	running sync.WaitGroup // polls, from being parked until they are answered
 
-	mu     sync.Mutex
-	parked map[*poll]struct{}
-	idle   map[*conn]struct{} // given back, and nothing read since
+	mu      sync.Mutex
+	parked  map[*poll]struct{}
+	idle    map[*conn]struct{}    // given back, and nothing read since
+	blocked map[*blocked]struct{} // polls that are ordinary blocked handlers
+}
+
+// blocked is a poll that a handler waits for.
+type blocked struct {
+	peer   *peer
+	cancel context.CancelFunc
 }
 
 func (ps *polls) add(p *poll) {
 	ps.running.Add(1)
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
-	if ps.parked == nil {
-		ps.parked, ps.idle = map[*poll]struct{}{}, map[*conn]struct{}{}
-	}
 	ps.parked[p] = struct{}{}
+}
+
+// blocks notes a poll that a handler waits for, until what it returns is called.
+func (ps *polls) blocks(p *peer, cancel context.CancelFunc) (end func()) {
+	b := &blocked{p, cancel}
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	ps.blocked[b] = struct{}{}
+	return func() {
+		ps.mu.Lock()
+		defer ps.mu.Unlock()
+		delete(ps.blocked, b)
+	}
 }
 
 func (ps *polls) done(p *poll) {
@@ -268,6 +297,11 @@ func (ps *polls) recheck(s *Server) {
 			if _, refused := s.authenticate(c.peer); refused != nil {
 				bad = append(bad, p)
 			}
+		}
+	}
+	for b := range ps.blocked {
+		if _, refused := s.authenticate(b.peer); refused != nil {
+			b.cancel()
 		}
 	}
 	ps.mu.Unlock()

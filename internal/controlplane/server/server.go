@@ -61,6 +61,7 @@ func New(o Options) *Server {
 		credentials: o.Credentials, trustDomain: o.TrustDomain, registry: o.Registry, core: o.Core, views: o.Views,
 		artifacts: o.Artifacts, issuer: o.Issuer, clock: o.Clock, log: o.Logger, metrics: o.Metrics,
 		limits: newLimits(o.MaxConnections),
+		polls:  polls{parked: map[*poll]struct{}{}, idle: map[*conn]struct{}{}, blocked: map[*blocked]struct{}{}},
 	}
 	s.metrics.observe(s)
 	return s
