@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"nixfleet.dev/nixfleet/api"
+	"nixfleet.dev/nixfleet/internal/manifest"
 	"nixfleet.dev/nixfleet/internal/strictjson"
 	"nixfleet.dev/nixfleet/internal/trust"
 )
@@ -21,7 +22,6 @@ const (
 	maxDispatch    = 16 << 10
 	maxAck         = 1 << 20
 	maxReply       = 1 << 20
-	maxProof       = 128 << 10 // a line, escaped, and its proof
 	maxCertificate = 256 << 10
 )
 
@@ -125,7 +125,7 @@ func (c *Client) Manifest(ctx context.Context, rolloutID string) ([]byte, error)
 // HostProof fetches a host's line of a rollout with its proof, unverified. The id must have been checked.
 func (c *Client) HostProof(ctx context.Context, rolloutID, hostname string) (api.HostProof, error) {
 	return call[api.HostProof](ctx, c, request{
-		what: "fetch the host's line", method: http.MethodGet, limit: maxProof,
+		what: "fetch the host's line", method: http.MethodGet, limit: manifest.MaxHostProof,
 		path: "/v1/rollouts/" + url.PathEscape(rolloutID) + "/hosts/" + url.PathEscape(hostname),
 	})
 }
