@@ -164,6 +164,14 @@ type Overdue struct {
 	Reason string    `json:"reason"`
 }
 
+// Stayed: a rollout that rolls back leaves the host where it is, because it cannot be taken back.
+type Stayed struct {
+	Reason string `json:"reason"`
+}
+
+// Kind implements Body.
+func (Stayed) Kind() Kind { return KindStay }
+
 // Kind implements Body.
 func (FleetDeclared) Kind() Kind { return KindFleet }
 

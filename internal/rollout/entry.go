@@ -40,6 +40,7 @@ const (
 	KindSkip       Kind = "skip"        // Skipped
 	KindReturn     Kind = "return"      // Returned: a skipped or overdue host was heard
 	KindOverdue    Kind = "overdue"     // Overdue
+	KindStay       Kind = "stay"        // Stayed: a rollout that rolls back leaves a host where it is
 )
 
 // Entry is one entry of the log. Body is never nil in an entry that this package made.
@@ -146,6 +147,7 @@ var decoders = func() map[Kind]func([]byte) (Body, error) {
 	register[Skipped](m)
 	register[Returned](m)
 	register[Overdue](m)
+	register[Stayed](m)
 	return m
 }()
 
