@@ -27,20 +27,27 @@ type HostFilter struct {
 	Query   string
 }
 
-// Views is what operators see. Lists are in a stable order; a page holds at most limit items of those
-// that come after the item with the key after ("" for the first page), and more says that there are
-// others behind it.
+// Page is the part of a list that is asked for: at most Limit items, of those that come after the item
+// with the key After ("" for the first page).
+type Page struct {
+	After string
+	Limit int
+}
+
+// Views is what operators see. Lists are in a stable order; where there are items after a page, its
+// NextCursor is the key of its last item. A host or rollout that there is not is a *Problem with code
+// not-found or unknown-rollout.
 type Views interface {
-	Host(name string) (api.Host, bool)
-	// Hosts lists hosts by name; keys are names.
-	Hosts(filter HostFilter, after string, limit int) (page []api.Host, more bool)
-	Why(host string) (api.Why, bool)
-	Channels() []api.Channel
-	Rollout(id string) (api.Rollout, bool)
-	// Rollouts lists rollouts, newest first; keys are ids.
-	Rollouts(after string, limit int) (page []api.Rollout, more bool)
+	Host(ctx context.Context, name string) (api.Host, error)
+	// Hosts lists hosts by name, which is their key.
+	Hosts(ctx context.Context, filter HostFilter, page Page) (api.List[api.Host], error)
+	Why(ctx context.Context, host string) (api.Why, error)
+	Channels(ctx context.Context) ([]api.Channel, error)
+	Rollout(ctx context.Context, id string) (api.Rollout, error)
+	// Rollouts lists rollouts, newest first; their ids are their keys.
+	Rollouts(ctx context.Context, page Page) (api.List[api.Rollout], error)
 	// RolloutEvents lists a rollout's history after a log number, oldest first.
-	RolloutEvents(ctx context.Context, id string, after int64, limit int) (page []api.LoggedEvent, more bool, err error)
+	RolloutEvents(ctx context.Context, id string, after int64, limit int) ([]api.LoggedEvent, error)
 }
 
 // Blob is an artifact as it was published. ETag is a digest, without quotes.

@@ -441,8 +441,8 @@ func FuzzParse(f *testing.F) {
 			t.Errorf("wait %v", wait)
 		}
 		if q, err := parseQuery(raw); err == nil {
-			if p, err := parsePage(q); err == nil && (p.limit < 1 || p.limit > api.MaxListLimit) {
-				t.Errorf("limit %d", p.limit)
+			if p, err := parsePage(q); err == nil && (p.Limit < 1 || p.Limit > api.MaxListLimit) {
+				t.Errorf("limit %d", p.Limit)
 			}
 		}
 	})

@@ -2,13 +2,13 @@ package server
 
 import (
 	_ "embed"
-	"math"
 	"net/http"
 	"strconv"
 
 	"github.com/go-json-experiment/json"
 
 	"nixfleet.dev/nixfleet/api"
+	"nixfleet.dev/nixfleet/internal/strictjson"
 )
 
 // openAPIDocument is OpenAPI 3.1 of every route.
@@ -23,20 +23,22 @@ func (s *Server) listHosts(w http.ResponseWriter, r *http.Request, _ Identity) e
 	if err != nil {
 		return err
 	}
-	at, err := parsePage(q)
+	page, err := parsePage(q)
 	if err != nil {
 		return err
 	}
 	filter := HostFilter{Channel: q.Get("channel"), State: api.HostState(q.Get("state")), Tag: q.Get("tag"), Query: q.Get("q")}
-	hosts, more := s.views.Hosts(filter, at.after, at.limit)
-	return replyList(w, hosts, more, func(h api.Host) string { return cursor(h.Hostname) })
+	list, err := s.views.Hosts(r.Context(), filter, page)
+	return replyList(w, list, err)
 }
 
-// replyList writes a page; next names its last item for the page after it.
-func replyList[T any](w http.ResponseWriter, items []T, more bool, next func(T) string) error {
-	list := api.List[T]{Items: items}
-	if more && len(items) > 0 {
-		list.NextCursor = next(items[len(items)-1])
+// replyList writes a page; the key of its last item becomes a cursor that clients do not look into.
+func replyList[T any](w http.ResponseWriter, list api.List[T], err error) error {
+	if err != nil {
+		return err
+	}
+	if list.NextCursor != "" {
+		list.NextCursor = cursor(list.NextCursor)
 	}
 	return reply(w, list)
 }
@@ -46,9 +48,9 @@ func (s *Server) showHost(w http.ResponseWriter, r *http.Request, _ Identity) er
 	if err != nil {
 		return err
 	}
-	host, ok := s.views.Host(name)
-	if !ok {
-		return Refuse(api.CodeNotFound, "there is no host %s", name)
+	host, err := s.views.Host(r.Context(), name)
+	if err != nil {
+		return err
 	}
 	return reply(w, host)
 }
@@ -58,15 +60,16 @@ func (s *Server) why(w http.ResponseWriter, r *http.Request, _ Identity) error {
 	if err != nil {
 		return err
 	}
-	why, ok := s.views.Why(name)
-	if !ok {
-		return Refuse(api.CodeNotFound, "there is no host %s", name)
+	why, err := s.views.Why(r.Context(), name)
+	if err != nil {
+		return err
 	}
 	return reply(w, why)
 }
 
-func (s *Server) listChannels(w http.ResponseWriter, _ *http.Request, _ Identity) error {
-	return reply(w, api.List[api.Channel]{Items: s.views.Channels()})
+func (s *Server) listChannels(w http.ResponseWriter, r *http.Request, _ Identity) error {
+	channels, err := s.views.Channels(r.Context())
+	return replyList(w, api.List[api.Channel]{Items: channels}, err)
 }
 
 func (s *Server) listRollouts(w http.ResponseWriter, r *http.Request, _ Identity) error {
@@ -74,12 +77,12 @@ func (s *Server) listRollouts(w http.ResponseWriter, r *http.Request, _ Identity
 	if err != nil {
 		return err
 	}
-	at, err := parsePage(q)
+	page, err := parsePage(q)
 	if err != nil {
 		return err
 	}
-	rollouts, more := s.views.Rollouts(at.after, at.limit)
-	return replyList(w, rollouts, more, func(r api.Rollout) string { return cursor(r.RolloutID) })
+	list, err := s.views.Rollouts(r.Context(), page)
+	return replyList(w, list, err)
 }
 
 func (s *Server) showRollout(w http.ResponseWriter, r *http.Request, _ Identity) error {
@@ -87,14 +90,15 @@ func (s *Server) showRollout(w http.ResponseWriter, r *http.Request, _ Identity)
 	if err != nil {
 		return err
 	}
-	rollout, ok := s.views.Rollout(id)
-	if !ok {
-		return Refuse(api.CodeUnknownRollout, "there is no rollout %s", id)
+	rollout, err := s.views.Rollout(r.Context(), id)
+	if err != nil {
+		return err
 	}
 	return reply(w, rollout)
 }
 
-// rolloutEvents lists history; its cursor is the log number to go on after, so that `after` takes it.
+// rolloutEvents lists history. Its cursor is the log number to go on after, so that `after` takes it; a
+// full page has one, whether or not there is more.
 func (s *Server) rolloutEvents(w http.ResponseWriter, r *http.Request, _ Identity) error {
 	id, err := rolloutOf(r)
 	if err != nil {
@@ -108,22 +112,26 @@ func (s *Server) rolloutEvents(w http.ResponseWriter, r *http.Request, _ Identit
 	if q.Has("cursor") {
 		name = "cursor"
 	}
-	after, err := number(q, name, 0, math.MaxInt64/16)
+	after, err := number(q, name, 0, strictjson.MaxInteger)
 	if err != nil {
 		return err
 	}
-	limit, err := number(q, "limit", api.DefaultListLimit, api.MaxListLimit)
+	limit, err := parseLimit(q)
 	if err != nil {
 		return err
 	}
-	if _, ok := s.views.Rollout(id); !ok {
-		return Refuse(api.CodeUnknownRollout, "there is no rollout %s", id)
+	if _, err := s.views.Rollout(r.Context(), id); err != nil {
+		return err
 	}
-	events, more, err := s.views.RolloutEvents(r.Context(), id, after, int(max(limit, 1)))
+	events, err := s.views.RolloutEvents(r.Context(), id, after, limit)
 	if err != nil {
 		return err
 	}
-	return replyList(w, events, more, func(e api.LoggedEvent) string { return strconv.FormatInt(e.LogSeq, 10) })
+	list := api.List[api.LoggedEvent]{Items: events}
+	if len(events) == limit {
+		list.NextCursor = strconv.FormatInt(events[limit-1].LogSeq, 10)
+	}
+	return reply(w, list)
 }
 
 func (s *Server) openAPI(w http.ResponseWriter, _ *http.Request, _ Identity) error {

@@ -75,29 +75,28 @@ func number(q url.Values, name string, absent, most int64) (int64, error) {
 	return n, nil
 }
 
-// page is what part of a list is asked for.
-type page struct {
-	after string
-	limit int
-}
-
-func parsePage(q url.Values) (page, error) {
-	limit, err := number(q, "limit", api.DefaultListLimit, api.MaxListLimit)
+func parsePage(q url.Values) (Page, error) {
+	limit, err := parseLimit(q)
 	if err != nil {
-		return page{}, err
-	}
-	if limit == 0 {
-		return page{}, Refuse(api.CodeMalformed, "limit is zero")
+		return Page{}, err
 	}
 	cursor, err := only(q, "cursor")
 	if err != nil {
-		return page{}, err
+		return Page{}, err
 	}
 	after, err := base64.RawURLEncoding.DecodeString(cursor)
 	if err != nil {
-		return page{}, Refuse(api.CodeMalformed, "cursor is not one that a list gave")
+		return Page{}, Refuse(api.CodeMalformed, "cursor is not one that a list gave")
 	}
-	return page{after: string(after), limit: int(limit)}, nil
+	return Page{After: string(after), Limit: limit}, nil
+}
+
+func parseLimit(q url.Values) (int, error) {
+	limit, err := number(q, "limit", api.DefaultListLimit, api.MaxListLimit)
+	if err == nil && limit == 0 {
+		err = Refuse(api.CodeMalformed, "limit is zero")
+	}
+	return int(limit), err
 }
 
 // cursor names the last item of a page, for the next one.

@@ -102,52 +102,56 @@ func (c *fakeCore) Reject(ctx context.Context, r api.Rejection) error {
 // fakeViews has the hosts web-0 … web-4 and one rollout.
 type fakeViews struct{ panics bool }
 
-func (v *fakeViews) Host(name string) (api.Host, bool) {
+func (v *fakeViews) Host(_ context.Context, name string) (api.Host, error) {
 	if v.panics {
 		panic("a bug")
 	}
-	return api.Host{Hostname: name}, strings.HasPrefix(name, "web-")
+	if !strings.HasPrefix(name, "web-") {
+		return api.Host{}, Refuse(api.CodeNotFound, "there is no host %s", name)
+	}
+	return api.Host{Hostname: name}, nil
 }
 
-func (v *fakeViews) Hosts(f HostFilter, after string, limit int) (page []api.Host, more bool) {
+func (v *fakeViews) Hosts(_ context.Context, f HostFilter, page Page) (list api.List[api.Host], err error) {
 	for i := range 5 {
 		name := fmt.Sprintf("web-%d", i)
-		if name <= after || !strings.Contains(name, f.Query) {
+		if name <= page.After || !strings.Contains(name, f.Query) {
 			continue
 		}
-		if len(page) == limit {
-			return page, true
+		if len(list.Items) == page.Limit {
+			list.NextCursor = list.Items[page.Limit-1].Hostname
+			break
 		}
-		page = append(page, api.Host{Hostname: name, Channel: f.Channel})
+		list.Items = append(list.Items, api.Host{Hostname: name, Channel: f.Channel})
 	}
-	return page, false
+	return list, nil
 }
 
-func (v *fakeViews) Why(name string) (api.Why, bool) {
-	return api.Why{Hostname: name}, strings.HasPrefix(name, "web-")
+func (v *fakeViews) Why(ctx context.Context, name string) (api.Why, error) {
+	_, err := v.Host(ctx, name)
+	return api.Why{Hostname: name}, err
 }
 
-func (v *fakeViews) Channels() []api.Channel { return []api.Channel{{Channel: "stable"}} }
-
-func (v *fakeViews) Rollout(id string) (api.Rollout, bool) {
-	return api.Rollout{RolloutID: id}, id == testRollout
+func (v *fakeViews) Channels(context.Context) ([]api.Channel, error) {
+	return []api.Channel{{Channel: "stable"}}, nil
 }
 
-func (v *fakeViews) Rollouts(after string, _ int) ([]api.Rollout, bool) {
-	if after == testRollout {
-		return nil, false
+func (v *fakeViews) Rollout(_ context.Context, id string) (api.Rollout, error) {
+	if id != testRollout {
+		return api.Rollout{}, Refuse(api.CodeUnknownRollout, "there is no rollout %s", id)
 	}
-	return []api.Rollout{{RolloutID: testRollout}}, false
+	return api.Rollout{RolloutID: id}, nil
 }
 
-func (v *fakeViews) RolloutEvents(_ context.Context, id string, after int64, limit int) (page []api.LoggedEvent, more bool, err error) {
-	for seq := after + 1; seq <= 10; seq++ {
-		if len(page) == limit {
-			return page, true, nil
-		}
+func (v *fakeViews) Rollouts(context.Context, Page) (api.List[api.Rollout], error) {
+	return api.List[api.Rollout]{Items: []api.Rollout{{RolloutID: testRollout}}}, nil
+}
+
+func (v *fakeViews) RolloutEvents(_ context.Context, id string, after int64, limit int) (page []api.LoggedEvent, err error) {
+	for seq := after + 1; seq <= 10 && len(page) < limit; seq++ {
 		page = append(page, api.LoggedEvent{LogSeq: seq, RolloutID: id})
 	}
-	return page, false, nil
+	return page, nil
 }
 
 type fakeArtifacts struct{}
