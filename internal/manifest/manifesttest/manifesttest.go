@@ -128,7 +128,7 @@ func New(o Options) Release {
 	file := must(manifest.EncodeHosts(o.Lines))
 	hosts := must(manifest.ParseHosts(file, waves, api.MaxHosts))
 	declared := must(json.Marshal(api.Fleet{
-		SchemaVersion: api.SchemaVersion, SignedAt: o.SignedAt, Commit: o.Ref,
+		SchemaVersion: api.SchemaVersion, SignedAt: o.ReleasedAt, Commit: o.Ref,
 		Channels: map[string]api.FleetChannel{o.Channel: {RolloutPolicy: "canary", FreshnessWindow: api.Duration(72 * time.Hour)}},
 	}))
 	m := api.Manifest{
