@@ -117,11 +117,7 @@ func (r *run) look(ctx context.Context) (machine, error) {
 // mark makes the task durable at its next stage.
 func (r *run) mark(ctx context.Context, stage Stage) error {
 	r.t.Stage = stage
-	if err := r.l.Mark(ctx, r.t); err != nil {
-		return err
-	}
-	r.t.Unannounced = false
-	return nil
+	return r.l.Mark(ctx, r.t)
 }
 
 // fail records the end of the task: err says why, and a phase of its own where it has one. Where limit

@@ -77,7 +77,6 @@ func (r *run) isBack(ctx context.Context) (bool, error) {
 		return true, context.Cause(ctx)
 	}
 	if err != nil || !at.is(r.t.Closure) {
-		r.t.Running = at.running
 		return false, nil
 	}
 	return true, r.wentBack(ctx)
@@ -102,11 +101,11 @@ func (r *run) goBack(ctx context.Context) (*Failure, error) {
 		if err != nil {
 			return r.lostTry(ctx, Failure{Phase: api.PhaseSetProfile, Changed: true, Reason: api.CodeSwitchFailed, StderrTail: tail(err.Error())})
 		}
-		if r.t.Unstage {
-			if at, err := r.look(limit); err == nil && at.is(r.t.Closure) {
-				return nil, nil
-			}
+		at, err := r.look(limit)
+		if err == nil && r.t.Unstage && at.is(r.t.Closure) {
+			return nil, nil
 		}
+		r.t.Running = at.running // wherever the try before left it
 	}
 	e, err := r.runSwitch(ctx, limit)
 	if err != nil {

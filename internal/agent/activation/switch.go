@@ -146,7 +146,8 @@ func (r *run) watch(ctx context.Context) (ended, error) {
 			unknown = 0
 			running, err := r.Backend.Current(ctx)
 			if err == nil && running != r.t.Closure && running != r.t.Running {
-				return ended{kind: third, at: machine{running: running}}, nil
+				boot, _ := r.Backend.Boot(ctx) // for people only
+				return ended{kind: third, at: machine{running, boot}}, nil
 			}
 		case !temporary(err):
 			return ended{}, err

@@ -48,7 +48,7 @@ type Task struct {
 	Try         int       `json:"try,omitzero"`         // switches begun, from 1
 	Job         string    `json:"job,omitzero"`         // name of the newest of them
 	BootID      string    `json:"bootId,omitzero"`      // of the boot in which it (or the reboot) was begun
-	Running     string    `json:"running,omitzero"`     // the closure that ran right before the first
+	Running     string    `json:"running,omitzero"`     // the closure that ran right before it was begun
 	FailedUnits []string  `json:"failedUnits,omitzero"` // failed right before the first
 	ExitCode    int       `json:"exitCode,omitzero"`    // of the switch that is being confirmed
 	ConfirmFrom time.Time `json:"confirmFrom,omitzero"` // confirmTimeout counts from here
@@ -57,8 +57,6 @@ type Task struct {
 	Confirm bool `json:"confirm,omitzero"`
 	// Stop is a switch of the task before that may still run, and must have ended before this begins.
 	Stop string `json:"stop,omitzero"`
-	// Unannounced: RollbackStarted was not sent yet; the host may be on the closure already.
-	Unannounced bool `json:"unannounced,omitzero"`
 	// Unstage: the system never left the closure, only the default at the next boot goes back.
 	Unstage bool `json:"unstage,omitzero"`
 	// Started: ActivationStarted was sent.
@@ -103,8 +101,7 @@ type Ledger interface {
 	Progress(ctx context.Context, phase string, done, total int64)
 	// AwaitAck waits until the control plane has acknowledged the task's DispatchAck.
 	AwaitAck(ctx context.Context) error
-	// Mark makes the task durable as it stands, before what its stage names is done. The first mark
-	// of a rollback that is Unannounced announces it.
+	// Mark makes the task durable as it stands, before what its stage names is done.
 	Mark(ctx context.Context, t Task) error
 	// Deferred ends the task: the profile is set and the rest waits for a reboot.
 	Deferred(ctx context.Context, components []string) error

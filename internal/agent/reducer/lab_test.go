@@ -12,6 +12,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/go-json-experiment/json"
+
 	"nixfleet.dev/nixfleet/api"
 	"nixfleet.dev/nixfleet/internal/agent/activation"
 	"nixfleet.dev/nixfleet/internal/agent/activation/activationtest"
@@ -66,8 +68,8 @@ func newLab(t *testing.T, running string) *lab {
 func inBubble(t *testing.T, f func(*lab)) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, closureA)
+		defer l.stop()
 		f(l)
-		l.stop()
 	})
 }
 
@@ -99,10 +101,10 @@ func (l *lab) start() *agent {
 		Heartbeat: func(ctx context.Context) error { return a.heartbeat(ctx) },
 		Confirm:   func(ctx context.Context) error { return a.gate("confirm", func() error { return l.cp.reach() }) },
 	}
+	l.agent = a
 	if l.options != nil {
 		l.options(&o)
 	}
-	l.agent = a
 	r, err := New(o)
 	if errors.Is(err, errKilled) {
 		return a
@@ -225,12 +227,15 @@ func (a *agent) longpoll(ctx context.Context) {
 func (a *agent) outbound(ctx context.Context) {
 	for ctx.Err() == nil {
 		b, ok := a.NextBatch()
-		if !ok || a.lab.cp.reach() != nil {
+		if !ok {
 			select {
 			case <-a.OutboundReady():
 			case <-ctx.Done():
 			}
-			_ = clock.System{}.Sleep(ctx, 100*time.Millisecond)
+			continue
+		}
+		if a.lab.cp.reach() != nil {
+			_ = clock.System{}.Sleep(ctx, 5*time.Second)
 			continue
 		}
 		var ack api.EventsAck
@@ -516,4 +521,9 @@ func activate(id, closure string, policy api.Policy) Offer {
 		Line:      api.HostLine{Hostname: hostname, Closure: closure},
 		SoakDueAt: now.Add(policy.Waves[0].Soak.Std()), EnqueuedAt: now, ManifestSHA256: "abc",
 	}
+}
+
+func hasEvent(record []byte, kind api.EventKind) bool {
+	var c change
+	return json.Unmarshal(record, &c) == nil && slices.ContainsFunc(c.Events, func(e newEvent) bool { return e.Event.Kind == kind })
 }

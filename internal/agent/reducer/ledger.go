@@ -73,14 +73,9 @@ func (l *ledger) Mark(ctx context.Context, task activation.Task) error {
 		if !old.ConfirmFrom.IsZero() && old.Stage == activation.StageConfirm {
 			task.ConfirmFrom = old.ConfirmFrom
 		}
-		announce := task.Kind == activation.RollBack && old.Unannounced
-		task.Unannounced = false
 		st.Task = &task
 		if old.Stage == activation.StageBegin && task.Kind == activation.Activate {
 			t.moving(task.Closure)
-		}
-		if announce {
-			return t.emit(l.rolloutID, api.Event{Kind: api.RollbackStarted, ToClosure: task.Closure, Cause: st.Record.RevertCause})
 		}
 		return nil
 	})

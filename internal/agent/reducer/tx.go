@@ -147,10 +147,6 @@ func (t *tx) enact(id string, effects []hoststate.Effect) error {
 			t.exonerate(id, effect.Closure)
 		}
 	}
-	if st.Record.State == api.Reverting && (st.Task == nil || st.Task.Kind != activation.RollBack) {
-		// It never left its previous closure, most likely: the rollback finds out.
-		t.assign(id, t.rollback(id, true))
-	}
 	return nil
 }
 
@@ -173,10 +169,10 @@ func (t *tx) assign(id string, task activation.Task) {
 }
 
 // rollback makes the task that takes a rollout's host back.
-func (t *tx) rollback(id string, unannounced bool) activation.Task {
+func (t *tx) rollback(id string) activation.Task {
 	st := t.edit(id)
 	task := activation.Task{
-		Kind: activation.RollBack, Closure: st.Record.PreviousClosure, Unannounced: unannounced,
+		Kind: activation.RollBack, Closure: st.Record.PreviousClosure,
 		Confirm: st.Record.RevertCause == api.CauseConfirm, Unstage: st.Record.RevertCause == api.CauseUnstage,
 	}
 	if st.Task != nil {
@@ -188,7 +184,7 @@ func (t *tx) rollback(id string, unannounced bool) activation.Task {
 // goBack records the rollback, and announces it where the event that began it did not.
 func (t *tx) goBack(id, cause string) error {
 	st := t.edit(id)
-	t.assign(id, t.rollback(id, false))
+	t.assign(id, t.rollback(id))
 	if last := t.events[len(t.events)-1]; last.RolloutID == id && last.Event.Kind == api.RollbackStarted {
 		return nil
 	}
