@@ -21,6 +21,7 @@ func (f *Fleet) Apply(e Entry) error {
 		return fmt.Errorf("apply log entry %d (%s): %w", e.LogSeq, e.Kind(), err)
 	}
 	f.logSeq = e.LogSeq
+	f.names = f.sortedNames()
 	return nil
 }
 

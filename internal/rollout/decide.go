@@ -3,7 +3,6 @@ package rollout
 import (
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	"nixfleet.dev/nixfleet/api"
@@ -98,7 +97,6 @@ func (r *rollout) needsApproval(s sums) string {
 
 // haltWords says who failed, the first few by name.
 func (r *rollout) haltWords(failures, tolerated int) string {
-	const named = 3
 	var who []string
 	for i := range r.members {
 		m := &r.members[i]
@@ -106,11 +104,8 @@ func (r *rollout) haltWords(failures, tolerated int) string {
 			who = append(who, m.failureWords())
 		}
 	}
-	if len(who) > named {
-		who = append(who[:named], "…")
-	}
-	return fmt.Sprintf("%s of %d failed, %s tolerated: %s",
-		plural(failures, "host"), len(r.members), isAre(tolerated), strings.Join(who, ", "))
+	return fmt.Sprintf("%d of %s failed, %d %s tolerated: %s",
+		failures, plural(len(r.members), "host"), tolerated, isAre(tolerated), listed(who))
 }
 
 // failureWords says in a few words how the host failed.

@@ -24,6 +24,7 @@ type Fleet struct {
 	logSeq   int64
 	index    FleetDeclared
 	hosts    map[string]*host
+	names    []string // of all hosts, sorted, as of the last Apply
 	rollouts map[string]*rollout
 	channels map[string]*channel
 	tokens   map[string]token

@@ -147,6 +147,7 @@ func Restore(o Options, data []byte) (*Fleet, error) {
 			return nil, fmt.Errorf("restore snapshot: %w", err)
 		}
 	}
+	f.names = f.sortedNames()
 	return f, nil
 }
 

@@ -5,7 +5,6 @@ import (
 	"maps"
 	"slices"
 	"strings"
-	"testing"
 	"time"
 
 	"github.com/go-json-experiment/json"
@@ -26,15 +25,16 @@ var start = time.Date(2026, 11, 23, 8, 0, 0, 0, time.UTC)
 // world is a Fleet with a clock, a log on "disk", a repository, and agents that do as they are told.
 // After every step it compares Plan with PlanFull.
 type world struct {
-	t       fataler
-	now     time.Time
-	f       *Fleet
-	log     []string // entries as JSON
-	out     []Entry  // since it was last printed
-	repo    *repo
-	agents  map[string]*agent
-	index   Adoption
-	objects int
+	t        fataler
+	now      time.Time
+	f        *Fleet
+	log      []string // entries as JSON
+	out      []Entry  // since it was last printed
+	repo     *repo
+	agents   map[string]*agent
+	index    Adoption
+	objects  int
+	refusals []string // events that were refused, and batches that had no place
 }
 
 // repo holds every release and fleet that there ever was: a Loader.
@@ -291,14 +291,4 @@ func show(entries []Entry) string {
 		fmt.Fprintf(&b, "%s %s %s %s\n", e.Kind(), e.RolloutID, e.Hostname, body)
 	}
 	return b.String()
-}
-
-func TestAdoptDispatchConverge(t *testing.T) {
-	w := newWorld(t)
-	policy := api.Policy{Waves: []api.Wave{{Soak: 0}}, OnHealthFailure: api.Halt, Offline: &api.Offline{After: api.Duration(10 * time.Minute), Action: "skip"}}
-	if err := w.publish(release{id: "stable@aaaaaaa", sequence: 1, policy: policy, lines: []api.HostLine{{Hostname: "a", Closure: "A"}}}); err != nil {
-		t.Fatal(err)
-	}
-	t.Log(show(w.out))
-	w.check()
 }
