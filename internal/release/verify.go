@@ -2,6 +2,7 @@ package release
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"time"
 
@@ -68,7 +69,11 @@ func (v *Verdict) found(what string, err error) State {
 	if v.State != Invalid {
 		v.State = state
 	}
-	v.Findings = append(v.Findings, Finding{What: what, Code: code, Detail: err.Error()})
+	detail := err.Error()
+	if refusal, ok := errors.AsType[*trust.Error](err); ok && refusal == err {
+		detail = refusal.Detail // the code stands beside it
+	}
+	v.Findings = append(v.Findings, Finding{What: what, Code: code, Detail: detail})
 	return state
 }
 
@@ -132,7 +137,7 @@ func CheckFleet(what string, data []byte) Verdict {
 	v := Verdict{What: "fleet, not signed", State: Good}
 	f, warnings, err := fleet.Load(what, data)
 	v.Warnings = warnings
-	if problems, ok := err.(fleet.Problems); ok {
+	if problems, ok := errors.AsType[fleet.Problems](err); ok {
 		v.problems(problems)
 		return v
 	}
@@ -145,7 +150,7 @@ func CheckFleet(what string, data []byte) Verdict {
 func (v *Verdict) problems(problems []fleet.Problem) {
 	for _, p := range problems {
 		v.State = Invalid
-		v.Findings = append(v.Findings, Finding{What: p.Field, Code: api.CodeMalformed, Detail: p.Reason})
+		v.Findings = append(v.Findings, Finding{What: p.Field, Code: api.CodeMalformed, Detail: p.String()})
 	}
 }
 
