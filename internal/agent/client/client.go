@@ -105,9 +105,11 @@ func New(o Options) (*Client, error) {
 }
 
 // Close ends the connections and the dials in progress. Requests in progress end with their contexts.
-func (c *Client) Close() {
+// The error is nil.
+func (c *Client) Close() error {
 	c.cancel()
 	c.transport.CloseIdleConnections()
+	return nil
 }
 
 // CheckURL checks a control plane's base URL and returns it without trailing slashes (L1).

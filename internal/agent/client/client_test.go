@@ -42,7 +42,7 @@ func newClient(t *testing.T, f standin.Files, cps ...*standin.ControlPlane) *cli
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(c.Close)
+	t.Cleanup(func() { c.Close() })
 	return c
 }
 
