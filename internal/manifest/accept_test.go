@@ -186,6 +186,7 @@ func TestNowIsNeverEarlierThanWhatWasAccepted(t *testing.T) {
 	floor := now.Add(hours(73)) // by then old is stale
 	for name, hold := range map[string]func(a *manifest.Acceptance){
 		"any channel's latest": func(a *manifest.Acceptance) { a.LatestSignedAt = floor },
+		"the channel's own":    func(a *manifest.Acceptance) { a.Last = stored(manifesttest.Options{SignedAt: floor}) },
 		"the old channel's": func(a *manifest.Acceptance) {
 			a.PreviousChannel = "stable"
 			a.PreviousLast = stored(manifesttest.Options{SignedAt: floor})

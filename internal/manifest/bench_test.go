@@ -4,6 +4,7 @@ import (
 	"crypto/ed25519"
 	"crypto/sha256"
 	"encoding/base64"
+	"runtime"
 	"syscall"
 	"testing"
 	"time"
@@ -18,6 +19,9 @@ import (
 
 // benchHosts is the fleet of performance.md's P6.
 const benchHosts = 100_000
+
+// benchHost is the host that is dispatched in it.
+var benchHost = manifesttest.Hostname(benchHosts * 2 / 3)
 
 // largeRelease returns a release of benchHosts that uses every field.
 func largeRelease() manifesttest.Release {
@@ -36,30 +40,54 @@ func largeRelease() manifesttest.Release {
 // nothing else checked.
 func BenchmarkP6(b *testing.B) {
 	r := largeRelease()
-	host := manifesttest.Hostname(benchHosts * 2 / 3)
 	b.Run("dispatch", func(b *testing.B) {
-		body := encode(b, r.Proof(host))
-		dispatch := r.Dispatch(host)
-		at := time.Date(2026, 11, 28, 2, 0, 0, 0, time.UTC) // a Saturday at three in Paris
-		root := root()
-		measure(b, len(r.Envelope)+len(body), func() error {
-			proof, err := manifest.ParseProof(body)
-			if err != nil {
-				return err
-			}
-			accepted, err := manifest.Accept(manifest.Acceptance{
-				Root: root, RolloutID: r.ID, Hostname: host, Now: now.Add(hours(1)), Envelope: r.Envelope, Proof: proof,
-			})
-			if err != nil {
-				return err
-			}
-			return manifest.CheckDispatch(accepted, dispatch, at)
-		})
+		wire, verify := oneDispatch(b, r)
+		measure(b, wire, verify)
 	})
 	b.Run("baseline", func(b *testing.B) {
 		envelope, public := signedList(b, r)
-		measure(b, len(envelope), func() error { return verifyList(envelope, public, host) })
+		measure(b, len(envelope), func() error { return verifyList(envelope, public, benchHost) })
 	})
+}
+
+func TestADispatchInALargeFleetStaysInItsBudget(t *testing.T) {
+	const runs, maxWire, maxAllocated = 50, 8 << 10, 64 << 10
+	wire, verify := oneDispatch(t, largeRelease())
+	if wire > maxWire {
+		t.Errorf("%d bytes over the wire; at most %d are allowed", wire, maxWire)
+	}
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	for range runs {
+		if err := verify(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	runtime.ReadMemStats(&after)
+	if each := (after.TotalAlloc - before.TotalAlloc) / runs; each > maxAllocated {
+		t.Errorf("%d bytes allocated a dispatch; at most %d are allowed", each, maxAllocated)
+	}
+}
+
+// oneDispatch returns how many bytes a dispatch brings to a host, and what the host does with them.
+func oneDispatch(t testing.TB, r manifesttest.Release) (wire int, verify func() error) {
+	body := encode(t, r.Proof(benchHost))
+	dispatch := r.Dispatch(benchHost)
+	at := time.Date(2026, 11, 28, 2, 0, 0, 0, time.UTC) // a Saturday at three in Paris
+	root := root()
+	return len(r.Envelope) + len(body), func() error {
+		proof, err := manifest.ParseProof(body)
+		if err != nil {
+			return err
+		}
+		accepted, err := manifest.Accept(manifest.Acceptance{
+			Root: root, RolloutID: r.ID, Hostname: benchHost, Now: now.Add(hours(1)), Envelope: r.Envelope, Proof: proof,
+		})
+		if err != nil {
+			return err
+		}
+		return manifest.CheckDispatch(accepted, dispatch, at)
+	}
 }
 
 // measure reports what f costs beside its time: CPU of all threads, bytes over the wire, allocations.

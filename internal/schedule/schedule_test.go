@@ -118,6 +118,24 @@ func TestWindowsOpenAndClose(t *testing.T) {
 	}
 }
 
+func TestClocksThatGoBackOverMidnight(t *testing.T) {
+	// On 7 November 2010 clocks in St. John's went from 00:01 (02:31Z) back to 23:01 of the day before.
+	nightly, err := compile(opens("0 0 * * *", "30m", "America/St_Johns"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !nightly.open(at(t, "2010-11-07T02:45:00Z")) || nightly.open(at(t, "2010-11-07T03:30:00Z")) {
+		t.Error("the window of the 7th is not open on the second evening of the 6th, or opens again at its midnight")
+	}
+	hourly, err := compile(opens("30 * * * *", "10m", "America/St_Johns"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if next := hourly.next(at(t, "2010-11-07T02:30:30Z")); !next.Equal(at(t, "2010-11-07T03:00:00Z")) {
+		t.Errorf("the hourly window opens next at %s, not at half past eleven once more", next)
+	}
+}
+
 func TestFreezesAndIgnoring(t *testing.T) {
 	windows := []api.MaintenanceWindow{opens("0 2 * * *", "1h", ""), opens("0 14 * * *", "1h", "")}
 	freezes := []api.Freeze{{From: at(t, "2026-12-20T00:00:00Z"), Until: at(t, "2026-12-27T00:00:00Z"), Reason: "holidays"}}
