@@ -128,7 +128,7 @@ func (f *Fleet) applyToMember(m *member, e Entry) error {
 		f.changed[m.host] = struct{}{}
 	case Withdrawn:
 		if !b.RetryAt.IsZero() {
-			m.refuse(at)
+			m.refuse(b.Code, at)
 			m.retryAt = b.RetryAt
 		}
 		f.unoffer(m)
@@ -235,7 +235,7 @@ func (f *Fleet) answer(m *member, e api.Event, at time.Time) {
 
 // accept forgets refusals: the host accepted, or is to be asked for something new.
 func (m *member) accept() {
-	m.refusals, m.refusedSince, m.retryAt = 0, time.Time{}, time.Time{}
+	m.refusals, m.refusedAs, m.refusedSince, m.retryAt = 0, "", time.Time{}, time.Time{}
 	delete(m.ro.refusing, m)
 }
 

@@ -51,7 +51,7 @@ func (f *Fleet) Reject(host string, r api.Rejection, now time.Time) []Entry {
 	}
 	retryAt := now.Add(backoff(m.refusals + 1))
 	entry.Body = Withdrawn{
-		Action: m.offer.Action, Attempt: m.offer.Attempt, RetryAt: retryAt,
+		Action: m.offer.Action, Attempt: m.offer.Attempt, RetryAt: retryAt, Code: key.Reason,
 		Reason: "refused again as " + string(key.Reason) + "; offered again at " + clock(retryAt),
 	}
 	return []Entry{entry}
@@ -61,14 +61,15 @@ func (f *Fleet) applyRejected(m *member, b Rejected, at time.Time) {
 	m.reasons = append(m.reasons, refusal{b.Attempt, b.Reason})
 	m.host.refused = &api.Failure{Code: b.Reason, Detail: b.Detail, At: at}
 	if m.offer != nil && m.offer.Attempt == b.Attempt {
-		m.refuse(at)
+		m.refuse(b.Reason, at)
 		m.retryAt = at.Add(backoff(m.refusals))
 		f.unoffer(m)
 	}
 }
 
 // refuse counts one more refusal in a row.
-func (m *member) refuse(at time.Time) {
+func (m *member) refuse(code api.Code, at time.Time) {
+	m.refusedAs = code
 	if m.refusals++; m.refusals == 1 {
 		m.refusedSince = at
 	}

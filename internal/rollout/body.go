@@ -137,13 +137,14 @@ type Dispatched struct {
 	Reason        string     `json:"reason"`
 }
 
-// Withdrawn: what the host was offered is offered no longer. RetryAt is set where that is a refusal's
-// back-off: not before then.
+// Withdrawn: what the host was offered is offered no longer. RetryAt and Code are set where that is
+// because of a refusal, which was recorded before: not before then.
 type Withdrawn struct {
 	Action  api.Action `json:"action"`
 	Attempt int        `json:"attempt"`
 	Reason  string     `json:"reason"`
 	RetryAt time.Time  `json:"retryAt,omitzero"`
+	Code    api.Code   `json:"code,omitzero"` // of the refusal
 }
 
 // Skipped: the rollout goes on without the host. By is a hoststate.SkippedBy constant.

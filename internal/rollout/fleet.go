@@ -124,6 +124,7 @@ type member struct {
 	stays   string // why a rollout that rolls back leaves the host where it is
 
 	refusals     int       // in a row, since it last accepted
+	refusedAs    api.Code  // the newest of them
 	refusedSince time.Time // the first of them
 	retryAt      time.Time // not offered before
 	reasons      []refusal // recorded, each once

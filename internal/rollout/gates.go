@@ -215,7 +215,7 @@ func (f *Fleet) settleSkipped(m *member, now time.Time) (Body, time.Time) {
 		if !m.host.lastHeard.Before(m.retryAt) {
 			return Returned{Reason: "it is there, and its back-off is over"}, time.Time{}
 		}
-	case m.host.lastHeard.After(m.rec.ChangedAt):
+	case !m.host.lastHeard.Before(m.rec.ChangedAt):
 		return Returned{Reason: "it was heard again"}, time.Time{}
 	}
 	return nil, time.Time{}

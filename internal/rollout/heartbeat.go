@@ -110,8 +110,8 @@ func (f *Fleet) reply(h *host, hb api.Heartbeat, now time.Time) api.HeartbeatRep
 		ReceivedAt: now, Interval: api.Duration(f.opts.HeartbeatInterval),
 		ReplayFrom: map[string]int64{}, Forget: []string{}, Withdrawn: []string{}, Current: map[string]string{},
 	}
-	if ro := f.channels[h.channel].newest(); h.declared && ro != nil {
-		r.Current[h.channel] = ro.id
+	if id, there := f.index.Channels[h.channel]; h.declared && there {
+		r.Current[h.channel] = id
 	}
 	ids := slices.Sorted(maps.Keys(hb.LastSeq))
 	for _, id := range ids[:min(len(ids), maxAnswered)] {

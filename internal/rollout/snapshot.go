@@ -62,6 +62,7 @@ type memberSnapshot struct {
 	Overdue      *Overdue         `json:"overdue,omitzero"`
 	Stays        string           `json:"stays,omitzero"`
 	Refusals     int              `json:"refusals,omitzero"`
+	RefusedAs    api.Code         `json:"refusedAs,omitzero"`
 	RefusedSince time.Time        `json:"refusedSince,omitzero"`
 	RetryAt      time.Time        `json:"retryAt,omitzero"`
 	Reasons      []refusal        `json:"reasons,omitempty"`
@@ -104,7 +105,7 @@ func (r *rollout) snapshot() rolloutSnapshot {
 		if m := &r.members[i]; !m.untouched() {
 			s.Members = append(s.Members, memberSnapshot{
 				Record: m.rec, Offer: m.offer, Took: m.took, Moved: m.moved, Overdue: m.overdue, Stays: m.stays,
-				Refusals: m.refusals, RefusedSince: m.refusedSince, RetryAt: m.retryAt, Reasons: m.reasons,
+				Refusals: m.refusals, RefusedAs: m.refusedAs, RefusedSince: m.refusedSince, RetryAt: m.retryAt, Reasons: m.reasons,
 			})
 		}
 	}
@@ -171,7 +172,7 @@ func (f *Fleet) restoreRollout(s rolloutSnapshot) error {
 			return fmt.Errorf("rollout %s: host %s is not in it", s.ID, strings.TrimSpace(ms.Record.Hostname))
 		}
 		m.rec, m.offer, m.took, m.moved, m.overdue, m.stays = ms.Record, ms.Offer, ms.Took, ms.Moved, ms.Overdue, ms.Stays
-		m.refusals, m.refusedSince, m.retryAt, m.reasons = ms.Refusals, ms.RefusedSince, ms.RetryAt, ms.Reasons
+		m.refusals, m.refusedAs, m.refusedSince, m.retryAt, m.reasons = ms.Refusals, ms.RefusedAs, ms.RefusedSince, ms.RetryAt, ms.Reasons
 		if m.refusals > 0 {
 			r.refusing[m] = struct{}{}
 		}

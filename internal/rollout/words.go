@@ -69,11 +69,7 @@ func (f *Fleet) words(m *member, b block, now time.Time) string {
 	case gateBudget:
 		return fmt.Sprintf("waits for budget %s: %d of %d in flight: %s", b.budget.name, b.others, b.limit, listed(f.disruptedWords(b.budget, m.host, now)))
 	case gateBackoff:
-		why := ""
-		if len(m.reasons) > 0 {
-			why = " as " + string(m.reasons[len(m.reasons)-1].Reason)
-		}
-		return fmt.Sprintf("it refused%s, %s in a row; offered again in %s", why, times(m.refusals), ago(now, b.until))
+		return fmt.Sprintf("it refused as %s, %s in a row; offered again in %s", m.refusedAs, times(m.refusals), ago(now, b.until))
 	}
 	return ""
 }
