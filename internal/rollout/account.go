@@ -193,6 +193,9 @@ func (f *Fleet) account(m *member) {
 	ro.unfinal += one(!next.final) - one(!last.final)
 	ro.moving += one(next.moving) - one(last.moving)
 	f.dirtyChannels[ro.ch] = struct{}{}
+	for _, o := range m.host.members {
+		f.touch(o)
+	}
 	for _, i := range ro.dependents[int32(m.line)] {
 		f.touch(&ro.members[i])
 	}

@@ -228,6 +228,9 @@ func (f *Fleet) answer(m *member, e api.Event, at time.Time) {
 	case api.ActivationDeferred:
 		m.host.seen.BootClosure = m.rec.TargetClosure
 	}
+	for _, o := range m.host.members {
+		f.touch(o)
+	}
 	if m.rec.State != api.HostSuperseded && !m.latest() {
 		f.supersede(m, at)
 	}

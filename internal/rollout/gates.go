@@ -211,11 +211,10 @@ func (f *Fleet) settleSkipped(m *member, now time.Time) (Body, time.Time) {
 	case m.rec.SkippedBy != hoststate.SkippedByOffline:
 	case now.Before(m.retryAt):
 		return nil, m.retryAt
+	case m.host.lastHeard.Before(m.rec.ChangedAt) || m.host.lastHeard.Before(m.retryAt):
 	case m.refusals > 0:
-		if !m.host.lastHeard.Before(m.retryAt) {
-			return Returned{Reason: "it is there, and its back-off is over"}, time.Time{}
-		}
-	case !m.host.lastHeard.Before(m.rec.ChangedAt):
+		return Returned{Reason: "it is there, and its back-off is over"}, time.Time{}
+	default:
 		return Returned{Reason: "it was heard again"}, time.Time{}
 	}
 	return nil, time.Time{}

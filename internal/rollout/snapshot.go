@@ -68,30 +68,56 @@ type memberSnapshot struct {
 	Reasons      []refusal        `json:"reasons,omitempty"`
 }
 
+// Still is the durable state of a Fleet as it was at one moment. The Fleet may change meanwhile: nothing
+// of a Still does.
+type Still struct{ s snapshot }
+
 // Snapshot returns the durable state as JSON. The same state gives the same bytes.
-func (f *Fleet) Snapshot() ([]byte, error) {
+func (f *Fleet) Snapshot() ([]byte, error) { return f.Still().JSON() }
+
+// Still copies the durable state, which takes a small part of the time that encoding it does.
+func (f *Fleet) Still() Still {
 	s := snapshot{
-		Version: snapshotVersion, LogSeq: f.logSeq, Index: f.index, Tokens: f.tokens, Verdicts: f.verdicts,
-		Channels: map[string]refusedSet{},
+		Version: snapshotVersion, LogSeq: f.logSeq, Index: f.index, Tokens: maps.Clone(f.tokens),
+		Verdicts: slices.Clone(f.verdicts), Channels: make(map[string]refusedSet, len(f.channels)),
+		Hosts: make([]hostSnapshot, 0, len(f.hosts)),
 	}
 	for name, ch := range f.channels {
-		s.Channels[name] = ch.quarantine
+		s.Channels[name] = maps.Clone(ch.quarantine)
 	}
-	for _, name := range slices.Sorted(maps.Keys(f.hosts)) {
-		h := f.hosts[name]
-		s.Hosts = append(s.Hosts, hostSnapshot{
-			Name: name, Seen: h.seen, SeenAt: h.seenAt, Journal: h.journal, Past: h.past, Refused: h.refused,
-		})
+	for _, h := range f.hosts {
+		s.Hosts = append(s.Hosts, h.snapshot())
 	}
 	for _, r := range slices.SortedFunc(maps.Values(f.rollouts), older) {
 		s.Rollouts = append(s.Rollouts, r.snapshot())
 	}
-	data, err := json.Marshal(s, json.Deterministic(true))
+	return Still{s}
+}
+
+// LogSeq returns the number of the newest entry that is in it.
+func (s Still) LogSeq() int64 { return s.s.LogSeq }
+
+// JSON encodes it for Restore.
+func (s Still) JSON() ([]byte, error) {
+	slices.SortFunc(s.s.Hosts, func(a, b hostSnapshot) int { return strings.Compare(a.Name, b.Name) })
+	data, err := json.Marshal(s.s, json.Deterministic(true))
 	if err != nil {
-		return nil, fmt.Errorf("encode snapshot at log entry %d: %w", f.logSeq, err)
+		return nil, fmt.Errorf("encode snapshot at log entry %d: %w", s.s.LogSeq, err)
 	}
 	return data, nil
 }
+
+func (h *host) snapshot() hostSnapshot {
+	s := hostSnapshot{
+		Name: h.name, Seen: h.seen, SeenAt: h.seenAt, Journal: h.journal.clone(), Past: slices.Clone(h.past), Refused: h.refused,
+	}
+	for i, j := range s.Past {
+		s.Past[i] = j.clone()
+	}
+	return s
+}
+
+func (j journal) clone() journal { return journal{ID: j.ID, Last: maps.Clone(j.Last)} }
 
 func (r *rollout) snapshot() rolloutSnapshot {
 	s := rolloutSnapshot{

@@ -25,16 +25,17 @@ var start = time.Date(2026, 11, 23, 8, 0, 0, 0, time.UTC)
 // world is a Fleet with a clock, a log on "disk", a repository, and agents that do as they are told.
 // After every step it compares Plan with PlanFull.
 type world struct {
-	t        fataler
-	now      time.Time
-	f        *Fleet
-	log      []string // entries as JSON
-	out      []Entry  // since it was last printed
-	repo     *repo
-	agents   map[string]*agent
-	index    Adoption
-	objects  int
-	refusals []string // events that were refused, and batches that had no place
+	t          fataler
+	now        time.Time
+	f          *Fleet
+	log        []string // entries as JSON
+	out        []Entry  // since it was last printed
+	repo       *repo
+	agents     map[string]*agent
+	index      Adoption
+	objects    int
+	onDispatch func(before *Fleet, entries []Entry)
+	refusals   []string // events that were refused, and batches that had no place
 }
 
 // repo holds every release and fleet that there ever was: a Loader.
@@ -121,6 +122,9 @@ func (w *world) plan() {
 		}
 		if len(entries) == 0 {
 			return
+		}
+		if w.onDispatch != nil && entries[0].Kind() == KindDispatch {
+			w.onDispatch(w.f, entries)
 		}
 		w.apply(entries)
 	}
