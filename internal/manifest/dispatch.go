@@ -29,7 +29,9 @@ func EarliestDispatch(m api.Manifest, wave int) time.Time {
 //   - the earlier waves' soaks have passed (too-early), and
 //   - a maintenance window is open and no freeze is on (outside-window).
 //
-// A preflight changes nothing on the host and is exempt from the last two (design/wire.md).
+// The last two are for what takes a host forward: activate and reboot. A preflight changes nothing on
+// the host (design/wire.md), and going back, by revert or unstage, waits for no window (design/state.md,
+// Planner; docs/adr/0002-going-back-needs-no-window.md).
 func CheckDispatch(a Accepted, d api.Dispatch, now time.Time) error {
 	m, what := a.Manifest.Value(), "dispatch"
 	switch {
@@ -47,7 +49,7 @@ func CheckDispatch(a Accepted, d api.Dispatch, now time.Time) error {
 	if err := checkPermitted(m.Policy, d.Action); err != nil {
 		return err
 	}
-	if d.Action == api.ActionPreflight {
+	if d.Action != api.ActionActivate && d.Action != api.ActionReboot {
 		return nil
 	}
 	return checkTime(m, a.Line.Wave, latest(now, a.NotEarlierThan))
