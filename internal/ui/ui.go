@@ -13,6 +13,7 @@ import (
 
 	"charm.land/lipgloss/v2"
 	"github.com/charmbracelet/colorprofile"
+	"github.com/charmbracelet/x/term"
 
 	"nixfleet.dev/nixfleet/api"
 )
@@ -20,10 +21,13 @@ import (
 // Writer returns w with what its terminal cannot show (or NO_COLOR forbids) taken out of the styles.
 func Writer(w io.Writer) io.Writer { return colorprofile.NewWriter(w, os.Environ()) }
 
-// Terminal says whether f is a terminal that can be redrawn.
-func Terminal(f *os.File) bool {
-	info, err := f.Stat()
-	return err == nil && info.Mode()&os.ModeCharDevice != 0 && os.Getenv("TERM") != "dumb" && os.Getenv("TERM") != ""
+// Terminal returns the terminal that w writes to, if it is one that can be redrawn, and otherwise nil.
+func Terminal(w io.Writer) *os.File {
+	f, ok := w.(*os.File)
+	if !ok || !term.IsTerminal(f.Fd()) || os.Getenv("TERM") == "dumb" || os.Getenv("TERM") == "" {
+		return nil
+	}
+	return f
 }
 
 var (
