@@ -1,0 +1,385 @@
+package release
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"pgregory.net/rapid"
+
+	"nixfleet.dev/nixfleet/api"
+	"nixfleet.dev/nixfleet/internal/manifest/manifesttest"
+	"nixfleet.dev/nixfleet/internal/trust"
+)
+
+// people makes stable a channel that two of alice, bob and carol must sign.
+func (d *desk) people() {
+	for _, name := range []string{"alice", "bob", "carol"} {
+		d.trusted.Release.Keys = append(d.trusted.Release.Keys, manifesttest.Trusted(name, manifesttest.Key(name)))
+	}
+	d.trusted.Channels = map[string]api.TrustChannel{"stable": {Threshold: 2, Keys: []string{"alice", "bob", "carol"}}}
+}
+
+func (d *desk) draft() string { return filepath.Join(filepath.Dir(d.repo), "draft") }
+
+func (d *desk) sign(names ...string) Report {
+	d.t.Helper()
+	opts := Options{Root: d.root(), Now: d.now, DraftDir: d.draft()}
+	for _, name := range names {
+		opts.Signers = append(opts.Signers, manifesttest.Key(name))
+	}
+	report, err := Sign(opts)
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	return report
+}
+
+func (d *desk) publish() error {
+	_, err := Publish(context.Background(), Options{Repo: d.repo, Root: d.root(), Now: d.now, DraftDir: d.draft()})
+	return err
+}
+
+func TestWhatNeedsOthersSignaturesIsNotPublishedWithout(t *testing.T) {
+	d := newDesk(t)
+	d.people()
+	_, err := Create(context.Background(), d.creation(ref1))
+	unsigned, ok := errors.AsType[*UnsignedError](err)
+	if !ok || len(unsigned.Missing) != 1 || !strings.Contains(err.Error(), "stable@"+ref1) {
+		t.Errorf("got %v", err)
+	}
+	if entries, _ := os.ReadDir(filepath.Join(d.repo, objectsFolder)); len(entries) > 0 {
+		t.Errorf("%d objects were written", len(entries))
+	}
+}
+
+func TestSeveralPeopleSignADraft(t *testing.T) {
+	d := newDesk(t)
+	d.people()
+	report := d.create(ref1, func(o *CreateOptions) { o.DraftDir = d.draft() })
+	if report.Published || len(report.Missing) == 0 {
+		t.Fatalf("reported %+v", report)
+	}
+	if err := d.publish(); err == nil {
+		t.Fatal("it was published by the CI's key alone")
+	}
+	if report := d.sign("alice"); len(report.Missing) == 0 {
+		t.Fatal("one of two is taken for enough")
+	}
+	if report := d.sign("bob"); len(report.Missing) != 0 {
+		t.Fatalf("with two of two, missing: %q", report.Missing)
+	}
+	if err := d.publish(); err != nil {
+		t.Fatal(err)
+	}
+	d.mustBeWhole()
+}
+
+func TestAnIndexThatNeedsTwoIsSignedOnceItsPartsAre(t *testing.T) {
+	d := newDesk(t)
+	d.people()
+	d.trusted.Release.Threshold = 2
+	d.create(ref1, func(o *CreateOptions) { o.DraftDir = d.draft() })
+	d.sign("alice")
+	if report := d.sign("bob"); len(report.Missing) != 1 || !strings.Contains(report.Missing[0], "index") {
+		t.Fatalf("missing: %q, want the index", report.Missing)
+	}
+	if report := d.sign("alice"); len(report.Missing) != 0 {
+		t.Fatalf("missing: %q", report.Missing)
+	}
+	if err := d.publish(); err != nil {
+		t.Fatal(err)
+	}
+	d.mustBeWhole()
+}
+
+func TestADraftThatWasTamperedWithIsNotPublished(t *testing.T) {
+	for name, tamper := range map[string]func(t *testing.T, dir string){
+		"a part was changed after the index was signed": func(t *testing.T, dir string) {
+			edit(t, filepath.Join(dir, "stable"+hostsSuffix), `"wave":0`, `"wave":1`)
+		},
+		"a channel was put under another name": func(t *testing.T, dir string) {
+			edit(t, filepath.Join(dir, draftFile), `"stable": {`, `"other": {`)
+		},
+		"a manifest is of another draft": func(t *testing.T, dir string) {
+			data, err := os.ReadFile(filepath.Join(dir, "edge"+manifestSuffix))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(filepath.Join(dir, "stable"+manifestSuffix), data, 0o644); err != nil {
+				t.Fatal(err)
+			}
+		},
+		"a file is outside": func(t *testing.T, dir string) {
+			edit(t, filepath.Join(dir, draftFile), `"stable`+manifestSuffix, `"../stable`+manifestSuffix)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := newDesk(t)
+			d.create(ref1, func(o *CreateOptions) { o.DraftDir = d.draft() })
+			tamper(t, d.draft())
+			if err := d.publish(); err == nil {
+				t.Error("it was published")
+			}
+			if _, err := os.Stat(filepath.Join(d.repo, indexFile)); err == nil {
+				t.Error("there is an index")
+			}
+		})
+	}
+}
+
+func edit(t *testing.T, path, old, now string) {
+	t.Helper()
+	data, err := os.ReadFile(path)
+	if err != nil || !strings.Contains(string(data), old) {
+		t.Fatalf("%s has no %s: %v", path, old, err)
+	}
+	if err := os.WriteFile(path, []byte(strings.ReplaceAll(string(data), old, now)), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestADraftIsOfTheRepositoryThatItWasMadeFrom(t *testing.T) {
+	d := newDesk(t)
+	d.create(ref1, func(o *CreateOptions) { o.DraftDir = d.draft() })
+	d.create(ref2)
+	if err := d.publish(); !errors.Is(err, ErrChanged) {
+		t.Errorf("got %v, not ErrChanged", err)
+	}
+}
+
+func TestADraftIsNotWrittenOverOtherFiles(t *testing.T) {
+	d := newDesk(t)
+	if err := os.Mkdir(d.draft(), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(d.draft(), "mine"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Create(context.Background(), d.creation(ref1, func(o *CreateOptions) { o.DraftDir = d.draft() })); err == nil {
+		t.Error("it was")
+	}
+}
+
+func TestADraftThatLayAroundForTooLongIsStale(t *testing.T) {
+	d := newDesk(t)
+	d.create(ref1, func(o *CreateOptions) { o.DraftDir = d.draft() })
+	d.now = d.now.Add(100 * time.Hour)
+	err := d.publish()
+	if _, ok := errors.AsType[*UnsignedError](err); !ok || !strings.Contains(err.Error(), "stale") {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestRevocationsOnlyGrow(t *testing.T) {
+	rapid.Check(t, func(rt *rapid.T) {
+		base := manifesttest.Time
+		names := []string{"a", "b", "c"}
+		latest := map[string]time.Time{}
+		list := &published{}
+		for range rapid.IntRange(1, 6).Draw(rt, "revocations") {
+			picked := rapid.SliceOfN(rapid.SampledFrom(names), 1, 3).Draw(rt, "hosts")
+			before := base.Add(time.Duration(rapid.IntRange(-5, 5).Draw(rt, "before")) * time.Hour)
+			opts := RevokeOptions{Options: Options{Now: base}, Hosts: picked, Before: before}
+			var sequence int64
+			if list.revocations != nil {
+				sequence = list.revocations.Value().Sequence
+			}
+			merged := opts.merged(list, base)
+			if merged.Sequence <= sequence {
+				rt.Fatalf("sequence %d after %d", merged.Sequence, sequence)
+			}
+			for _, name := range picked {
+				if latest[name].Before(before) {
+					latest[name] = before
+				}
+			}
+			got := map[string]time.Time{}
+			for _, h := range merged.Hosts {
+				got[h.Hostname] = h.CertificatesIssuedBefore
+			}
+			if len(merged.Hosts) != len(got) || !cmp.Equal(latest, got) {
+				rt.Fatalf("revoked %v, the list is %+v", latest, merged.Hosts)
+			}
+			list.revocations = verified(t, merged)
+		}
+	})
+}
+
+// verified passes a revocation list through a signature, which is the only way to a Verified.
+func verified(t *testing.T, list api.Revocations) *trust.Verified[api.Revocations] {
+	d := newDesk(t)
+	dr := &draft{files: map[string][]byte{}}
+	if err := dr.add("r", api.PayloadRevocations, mustJSON(t, list), d.signers); err != nil {
+		t.Fatal(err)
+	}
+	v, err := trust.VerifyRevocations(d.root(), dr.files["r"], d.now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &v
+}
+
+func TestRevocationsArePublishedAndSurviveReleases(t *testing.T) {
+	d := newDesk(t)
+	if _, err := Revoke(context.Background(), RevokeOptions{Options: d.options(), Hosts: []string{"web-09"}, Before: d.now}); err == nil {
+		t.Error("there was nothing to revoke in")
+	}
+	d.create(ref1)
+	before := d.index()
+	nonce := strings.Repeat("0a", 16)
+	report, err := Revoke(context.Background(), RevokeOptions{
+		Options: d.options(), Hosts: []string{"web-09"}, Operators: []string{"bob"}, Tokens: []string{nonce}, Before: d.now, Reason: "left",
+	})
+	if err != nil || *report.Revoked != (RevocationCount{1, 1, 1}) {
+		t.Fatalf("reported %+v, error %v", report, err)
+	}
+	d.create(ref2)
+	p := d.published()
+	if p.index.Sequence <= before.Sequence || p.revocations == nil || p.revocations.Value().Operators[0].Name != "bob" {
+		t.Errorf("the revocations are %+v", p.revocations)
+	}
+	d.mustBeWhole()
+	for name, opts := range map[string]RevokeOptions{
+		"nothing":     {},
+		"a bad host":  {Hosts: []string{"Web"}},
+		"a bad nonce": {Tokens: []string{"x"}},
+		"no name":     {Operators: []string{""}},
+	} {
+		opts.Options = d.options()
+		if _, err := Revoke(context.Background(), opts); err == nil {
+			t.Errorf("%s was revoked", name)
+		}
+	}
+}
+
+func TestVerifyingTellsWhatIsOldFromWhatIsWrong(t *testing.T) {
+	for name, test := range map[string]struct {
+		spoil func(d *desk)
+		want  State
+	}{
+		"fresh":           {func(*desk) {}, Good},
+		"a day later":     {func(d *desk) { d.now = d.now.Add(25 * time.Hour) }, Stale}, // edge and the index
+		"from the future": {func(d *desk) { d.now = d.now.Add(-time.Hour) }, Stale},
+		"a lost object": {func(d *desk) {
+			if err := os.Remove(filepath.Join(d.repo, objectsFolder, d.index().Channels["stable"].Hosts)); err != nil {
+				d.t.Fatal(err)
+			}
+		}, Invalid},
+		"a damaged object that is also old": {func(d *desk) {
+			d.overwrite(d.index().Channels["edge"].Hosts, []byte("x\n"))
+			d.now = d.now.Add(1000 * time.Hour)
+		}, Invalid},
+		"another key": {func(d *desk) { d.trusted.Release.Keys[0].PublicKey = manifesttest.Key("other").Public().PEM() }, Invalid},
+		"nothing there": {func(d *desk) {
+			if err := os.Remove(filepath.Join(d.repo, indexFile)); err != nil {
+				d.t.Fatal(err)
+			}
+		}, Invalid},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := newDesk(t)
+			d.create(ref1)
+			test.spoil(d)
+			r, err := OpenRepo(d.repo)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer r.Close()
+			v, err := VerifyRepo(r, d.root(), d.now)
+			if err != nil || v.State != test.want || (test.want == Good) != (len(v.Findings) == 0) {
+				t.Errorf("got %s with %+v, error %v; want %s", v.State, v.Findings, err, test.want)
+			}
+		})
+	}
+}
+
+func TestKeysThatOthersCanReadAreRefused(t *testing.T) {
+	dir := t.TempDir()
+	_, private, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p384, err := ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	write := func(name string, key any, mode os.FileMode) string {
+		der, err := x509.MarshalPKCS8PrivateKey(key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), mode); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	good := write("good", private, 0o600)
+	if _, err := LoadKey(good); err != nil {
+		t.Errorf("a key for its owner alone: %v", err)
+	}
+	for path, want := range map[string]string{
+		write("group", private, 0o640): "chmod 600",
+		write("all", private, 0o604):   "chmod 600",
+		write("p384", p384, 0o600):     "curve other than P-256",
+		filepath.Join(dir, "none"):     "no such file",
+		"pkcs11:token=x":               "is a URI",
+		"awskms:///alias/x":            "is a URI",
+	} {
+		if _, err := LoadKey(path); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: got %v, want …%s…", path, err, want)
+		}
+	}
+}
+
+func TestTokensAreWhatTheContractSays(t *testing.T) {
+	trusted := manifesttest.Trust()
+	root := manifesttest.Root(trusted)
+	base := TokenOptions{Hostname: "web-01", Signer: manifesttest.Key(manifesttest.EnrollmentKey), Now: manifesttest.Time, Expires: time.Hour}
+	token, envelope, err := MintToken(base)
+	if err != nil {
+		t.Fatal(err)
+	}
+	v, err := trust.VerifyToken(root, envelope, base.Now.Add(59*time.Minute))
+	if err != nil || !cmp.Equal(v.Value(), token) {
+		t.Errorf("verified %+v, error %v", v.Value(), err)
+	}
+	if _, err := trust.VerifyToken(root, envelope, base.Now.Add(time.Hour)); err == nil {
+		t.Error("it is good after its hour")
+	}
+	if other, _, err := MintToken(base); err != nil || other.Nonce == token.Nonce {
+		t.Errorf("two tokens have one nonce, error %v", err)
+	}
+	for name, change := range map[string]func(*TokenOptions){
+		"without an end and unbound": func(o *TokenOptions) { o.Expires = 0 },
+		"ended before it began":      func(o *TokenOptions) { o.Expires = -1 },
+		"for no host":                func(o *TokenOptions) { o.Hostname = "Web" },
+		"bound to no digest":         func(o *TokenOptions) { o.PublicKeySHA256 = "x" },
+	} {
+		opts := base
+		change(&opts)
+		if _, _, err := MintToken(opts); err == nil {
+			t.Errorf("a token %s was minted", name)
+		}
+	}
+	bound := base
+	bound.Expires, bound.PublicKeySHA256 = 0, strings.Repeat("0a", 32)
+	if _, envelope, err = MintToken(bound); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := trust.VerifyToken(root, envelope, base.Now.Add(10000*time.Hour)); err != nil {
+		t.Errorf("a bound token without an end: %v", err)
+	}
+}
