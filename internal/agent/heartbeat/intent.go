@@ -40,13 +40,15 @@ func (w *Worker) watchIntent(ctx context.Context) {
 	if rolloutID == "" {
 		return // a host that has never been on a channel, and no advice: nothing to hold anybody to
 	}
-	window, err := w.verifyIntent(ctx, channel, rolloutID)
+	m, err := w.verifyIntent(ctx, channel, rolloutID)
 	if ctx.Err() != nil {
 		return
 	}
-	next := window / 4
+	var next time.Duration
 	var stale error
-	if err != nil {
+	if err == nil {
+		next = min(m.FreshnessWindow.Std()/4, freshUntil(m).Sub(now)+time.Second)
+	} else {
 		next, stale = w.withoutIntent(channel, now, err)
 	}
 	w.watch.mu.Lock()
@@ -77,25 +79,28 @@ func (w *Worker) intent() (channel, rolloutID string) {
 	return channel, rolloutID
 }
 
-// verifyIntent verifies a rollout's manifest as the control plane has it now, and returns its window.
-func (w *Worker) verifyIntent(ctx context.Context, channel, rolloutID string) (window time.Duration, err error) {
+// freshUntil is when a manifest is stale from.
+func freshUntil(m api.Manifest) time.Time { return m.SignedAt.Add(m.FreshnessWindow.Std()) }
+
+// verifyIntent verifies a rollout's manifest as the control plane has it now.
+func (w *Worker) verifyIntent(ctx context.Context, channel, rolloutID string) (m api.Manifest, err error) {
 	of, _, err := manifest.ParseID(rolloutID)
 	if err != nil {
-		return 0, err
+		return m, err
 	}
 	if of != channel {
-		return 0, fmt.Errorf("the control plane says that channel %s is at %s", channel, rolloutID)
+		return m, fmt.Errorf("the control plane says that channel %s is at %s", channel, rolloutID)
 	}
 	envelope, proof, err := w.fetch(ctx, rolloutID)
 	if err != nil {
-		return 0, err
+		return m, err
 	}
 	accepted, err := w.o.Keeper.Accept(rolloutID, envelope, proof)
 	if err != nil {
 		w.o.ControlPlane.Avoid()
-		return 0, err
+		return m, err
 	}
-	return accepted.Manifest.Value().FreshnessWindow.Std(), nil
+	return accepted.Manifest.Value(), nil
 }
 
 func (w *Worker) fetch(ctx context.Context, rolloutID string) (envelope []byte, proof api.HostProof, err error) {
@@ -119,10 +124,10 @@ func (w *Worker) withoutIntent(channel string, now time.Time, cause error) (next
 	}
 	m := highest.Value()
 	next = min(m.FreshnessWindow.Std()/4, retryIntent)
-	end := m.SignedAt.Add(m.FreshnessWindow.Std())
-	if now.Before(end) {
+	end := freshUntil(m)
+	if !now.After(end) {
 		w.o.Logger.Warn("the manifest of this host's channel cannot be verified now", "channel", channel, "rollout", m.RolloutID, "freshUntil", end, "err", cause)
-		return min(next, max(end.Sub(now), time.Second)), nil
+		return min(next, end.Sub(now)+time.Second), nil
 	}
 	stale = fmt.Errorf("%w: the newest, %s, was fresh until %s: %w", errNothingFresh, m.RolloutID, end.UTC().Format(time.RFC3339), cause)
 	w.o.Logger.Error("this host can get nothing fresh; it runs on", "channel", channel, "rollout", m.RolloutID, "code", string(api.CodeStale), "err", stale)
