@@ -93,6 +93,11 @@ func parsePool(data []byte) (*x509.CertPool, error) {
 // NotAfter returns when the server's certificate ends.
 func (c *Credentials) NotAfter() time.Time { return c.loaded.Load().leaf.NotAfter }
 
+// VerifyClient says why a client's chain would not be let in at a time, by the CA alone.
+func (c *Credentials) VerifyClient(chain []*x509.Certificate, now time.Time) error {
+	return c.loaded.Load().verify(chain, now)
+}
+
 // verify checks that a client's chain leads to the CA at a time.
 func (l *loaded) verify(chain []*x509.Certificate, now time.Time) error {
 	intermediates := x509.NewCertPool()
