@@ -325,7 +325,7 @@ type Probe struct {
 	Kind     string   `json:"kind"`
 	Mode     string   `json:"mode"`
 	Interval Duration `json:"interval"`
-	Timeout  Duration `json:"timeout"`
+	Timeout  Duration `json:"timeout" strict:"optional"` // may be left out of evidence only
 
 	URL          string `json:"url,omitzero"`          // http
 	ExpectStatus int    `json:"expectStatus,omitzero"` // http, 200 when left out
