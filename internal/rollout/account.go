@@ -34,15 +34,6 @@ func (b *budget) others(h *host) int {
 	return len(b.in)
 }
 
-// cap is what counts for a member of ro: the lowest open value, ro's own among them.
-func (b *budget) cap(ro *rollout, index int) int {
-	own := ro.manifest.DisruptionBudgets[index].MaxInFlight
-	if b.limit >= 0 {
-		return min(own, b.limit)
-	}
-	return own
-}
-
 // limitBudgets makes ro's budgets count while it is open.
 func (f *Fleet) limitBudgets(ro *rollout) {
 	for i, b := range ro.budgets {

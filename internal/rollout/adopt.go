@@ -60,8 +60,8 @@ func (f *Fleet) checkRelease(r Release) (news bool, err error) {
 	if !r.verified {
 		return refuse("it was not verified now")
 	}
-	if int64(r.lines.Len()) != m.HostSet.Size || len(m.Policy.Waves) == 0 {
-		return refuse("its host list and its manifest do not belong together")
+	if reason := r.mismatch(); reason != "" {
+		return refuse("%s", reason)
 	}
 	newest := f.channels[m.Channel].newest()
 	if known := f.rollouts[r.ID()]; known != nil {
@@ -114,8 +114,11 @@ func (f *Fleet) release(id string, o Objects) (Release, error) {
 	switch {
 	case err != nil:
 		return Release{}, fmt.Errorf("load release %s: %w", id, err)
-	case r.ID() != id || int64(r.lines.Len()) != r.manifest.HostSet.Size:
+	case r.ID() != id:
 		return Release{}, fmt.Errorf("load release %s: its objects are those of %s", id, r.ID())
+	}
+	if reason := r.mismatch(); reason != "" {
+		return Release{}, fmt.Errorf("load release %s: %s", id, reason)
 	}
 	return r, nil
 }
@@ -189,6 +192,17 @@ func (f *Fleet) UseToken(host, nonce, publicKeySHA256 string, expiresAt *time.Ti
 	}
 	return []Entry{{RecordedAt: wall(now), Hostname: host, Body: b}}, nil
 }
+
+// applyToken keeps a token for as long as it can be shown again, and drops those whose end has come.
+func (f *Fleet) applyToken(e Entry, b TokenUsed) {
+	maps.DeleteFunc(f.tokens, func(_ string, t token) bool {
+		return !t.ExpiresAt.IsZero() && t.ExpiresAt.Before(e.RecordedAt.Add(-tokenGrace))
+	})
+	f.tokens[b.Nonce] = token{Hostname: e.Hostname, TokenUsed: b}
+}
+
+// tokenGrace is more than clocks differ by.
+const tokenGrace = 24 * time.Hour
 
 // sameButSignedAt compares two manifests as decoded.
 func sameButSignedAt(a, b api.Manifest) bool {

@@ -34,7 +34,7 @@ func (f *Fleet) apply(e Entry) error {
 	case HostSeen:
 		return f.applySeen(e, b)
 	case TokenUsed:
-		f.tokens[b.Nonce] = token{Hostname: e.Hostname, TokenUsed: b}
+		f.applyToken(e, b)
 		return nil
 	case Quarantined:
 		f.applyQuarantine(e, b)

@@ -172,7 +172,7 @@ func (m *member) withdrawn() bool {
 	case api.Pending, api.Activating:
 		return !m.ro.live()
 	case api.HostSuperseded:
-		return true
+		return m.latest()
 	}
 	return false
 }

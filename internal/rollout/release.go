@@ -53,6 +53,31 @@ func (r Release) Manifest() api.Manifest { return r.manifest }
 // Objects returns the names of r's artifacts.
 func (r Release) Objects() Objects { return r.objects }
 
+// mismatch says why the host list cannot be the manifest's, or "". The planner relies on no more than
+// this; that the list is the signed one is for the caller to check.
+func (r Release) mismatch() string {
+	waves, budgets := len(r.manifest.Policy.Waves), len(r.manifest.DisruptionBudgets)
+	if r.lines == nil || int64(r.lines.Len()) != r.manifest.HostSet.Size {
+		return "its host list is not of the size that its manifest says"
+	}
+	last := ""
+	for i := range r.lines.Len() {
+		line := r.lines.Line(i)
+		if line.Hostname <= last {
+			return "its host list is not in order"
+		}
+		if last = line.Hostname; line.Wave < 0 || line.Wave >= waves {
+			return "its host list names a wave that its policy does not have"
+		}
+		for _, b := range line.Budgets {
+			if b < 0 || b >= budgets {
+				return "its host list names a budget that its manifest does not have"
+			}
+		}
+	}
+	return ""
+}
+
 // Loader finds what entries name by digest. Apply calls it for each Adopted and FleetDeclared entry
 // whose release or fleet was not just given to Adopt, that is, when a log is folded. An error ends the
 // fold.
