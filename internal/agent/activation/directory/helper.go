@@ -210,9 +210,9 @@ func (c *capped) Write(b []byte) (int, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.left > 0 {
-		c.w.Write(b[:min(len(b), c.left)])
+		_, _ = c.w.Write(b[:min(len(b), c.left)])
 		if c.left -= len(b); c.left <= 0 {
-			io.WriteString(c.w, "\n[more was printed]\n")
+			_, _ = io.WriteString(c.w, "\n[more was printed]\n")
 		}
 	}
 	return len(b), nil

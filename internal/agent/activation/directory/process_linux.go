@@ -38,7 +38,7 @@ func (p process) killSession(lives bool) bool {
 		return false
 	}
 	for _, pid := range members {
-		syscall.Kill(pid, syscall.SIGKILL)
+		_ = syscall.Kill(pid, syscall.SIGKILL) // it may be gone by now
 	}
 	return len(members) > 0
 }
