@@ -241,6 +241,17 @@ func TestUnderHaltAFailingHostStaysWhereItIs(t *testing.T) {
 	})
 }
 
+func TestASwitchThatHangsIsStoppedAlsoUnderHalt(t *testing.T) {
+	inBubble(t, func(l *lab) {
+		l.machine.Script(closureB, activationtest.Script{Hangs: true})
+		l.cp.give(activate(rollout1, closureB, activationtest.Policy(time.Minute, api.Halt)))
+		l.wantEnd(api.Failed, closureB)
+		l.wantFailure(api.CodeTimeout)
+		l.wantQuarantined(closureB, true)
+		l.machine.Wait() // for ever, if it still ran
+	})
+}
+
 func TestARollbackIsTriedThreeTimes(t *testing.T) {
 	inBubble(t, func(l *lab) {
 		l.machine.Script(closureB, activationtest.Script{Takes: time.Second, ExitCode: 1})

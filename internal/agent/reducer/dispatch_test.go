@@ -1,14 +1,18 @@
 package reducer
 
 import (
+	"context"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 
 	"nixfleet.dev/nixfleet/api"
+	"nixfleet.dev/nixfleet/internal/agent/activation"
 	"nixfleet.dev/nixfleet/internal/agent/activation/activationtest"
+	"nixfleet.dev/nixfleet/internal/clock"
 )
 
 // offer gives the agent an offer directly.
@@ -61,6 +65,38 @@ func TestANewerDispatchDropsAnOlderOneThatTouchedNothing(t *testing.T) {
 		}
 		if s := l.agent.View().Rollouts[rollout1].State; s != api.HostSuperseded || l.cp.state(rollout1) != s {
 			t.Errorf("the older rollout is %s here and %s there", s, l.cp.state(rollout1))
+		}
+	})
+}
+
+// lingering is a machine whose Realise takes a while to stop, and that notices a second one meanwhile.
+type lingering struct {
+	activation.Backend
+	busy, both atomic.Bool
+}
+
+func (m *lingering) Realise(ctx context.Context, closure string, _ func(done, total int64)) error {
+	if m.busy.Swap(true) {
+		m.both.Store(true)
+	}
+	defer m.busy.Store(false)
+	if closure == closureB {
+		<-ctx.Done()
+		_ = clock.System{}.Sleep(context.Background(), time.Second)
+	}
+	return context.Cause(ctx)
+}
+
+func TestTheNewerActivationBeginsOnceTheOlderOneHasStopped(t *testing.T) {
+	inBubble(t, func(l *lab) {
+		var machine *lingering
+		l.options = func(o *Options) { machine = &lingering{Backend: o.Backend}; o.Backend = machine }
+		l.cp.give(activate(rollout1, closureB, soaking(time.Minute)))
+		l.untilState(rollout1, api.Activating)
+		l.cp.give(activate(rollout2, closureC, soaking(time.Minute)))
+		l.untilState(rollout2, api.HostConverged)
+		if machine.both.Load() {
+			t.Error("two activations were at work at once")
 		}
 	})
 }

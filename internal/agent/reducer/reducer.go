@@ -95,7 +95,7 @@ func (r *Reducer) Run(ctx context.Context) error {
 	defer close(r.ended)
 	r.staff = staff{running: map[string]*worker{}, done: make(chan *worker)}
 	defer r.staff.dismiss()
-	if err := r.take(input{step: (*tx).recover, reply: make(chan error, 1)}); err != nil {
+	if err := r.own((*tx).recover); err != nil {
 		return err
 	}
 	for {
@@ -121,10 +121,16 @@ func (r *Reducer) turn(ctx context.Context) error {
 	case in := <-r.inputs:
 		return r.take(in)
 	case <-alarm:
-		return r.take(input{step: (*tx).tick, reply: make(chan error, 1)})
+		return r.own((*tx).tick)
 	case w := <-r.staff.done:
 		return r.leave(ctx, w)
 	}
+}
+
+// own takes a step that nobody asked for, so that its refusal is nobody's to handle.
+func (r *Reducer) own(step func(*tx) error) error {
+	in := input{step: step, reply: make(chan error, 1)}
+	return errors.Join(r.take(in), <-in.reply)
 }
 
 // take runs one step, and has its record written before anything of it is seen. What the step itself

@@ -174,6 +174,19 @@ func TestAProbeThatFailsAtTheEndOfTheSoakHoldsConvergence(t *testing.T) {
 	})
 }
 
+func TestAFailureThatIsNotReportedYetHoldsConvergence(t *testing.T) {
+	inBubble(t, func(l *lab) {
+		p := l.probed(api.ModeEnforce, 20*time.Second)
+		p.pass()
+		sleep(10 * time.Second)
+		p.fail() // 10 s after the pass was reported, so not reported before the soak's end
+		sleep(15 * time.Second)
+		l.wantState("at the soak's end", api.Soaking)
+		p.pass()
+		l.untilState(rollout1, api.HostConverged)
+	})
+}
+
 func TestProbeResultsAreAtMostOneEvery30sAndTheLastIsNeverLost(t *testing.T) {
 	inBubble(t, func(l *lab) {
 		p := l.probed(api.ModeEnforce, time.Hour)
