@@ -7,10 +7,14 @@ import (
 	"os/signal"
 	"syscall"
 
+	"nixfleet.dev/nixfleet/internal/agent/activation/directory"
 	"nixfleet.dev/nixfleet/internal/cli"
 )
 
 func main() {
+	if directory.HelperMain(os.Args) { // the demo's hosts switch by it
+		return
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	code := cli.Main(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr)
 	stop()

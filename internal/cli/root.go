@@ -31,6 +31,9 @@ type App struct {
 	Stderr io.Writer // everything else: warnings, progress, errors
 	Clock  clock.Clock
 
+	// Terminal is the terminal that Stdout goes to, nil where it goes elsewhere; TerminalErr is Stderr's.
+	Terminal, TerminalErr *os.File
+
 	configFile  string // --config
 	contextName string // --context
 	asJSON      bool   // --json
@@ -39,7 +42,10 @@ type App struct {
 
 // Main runs one command line, without the program's name, and returns its exit code.
 func Main(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
-	app := &App{Stdin: stdin, Stdout: ui.Writer(stdout), Stderr: ui.Writer(stderr), Clock: clock.System{}}
+	app := &App{
+		Stdin: stdin, Stdout: ui.Writer(stdout), Stderr: ui.Writer(stderr), Clock: clock.System{},
+		Terminal: ui.Terminal(stdout), TerminalErr: ui.Terminal(stderr),
+	}
 	root := NewRoot(app)
 	root.SetArgs(args)
 	return app.exit(root.ExecuteContext(ctx))
@@ -65,6 +71,7 @@ func NewRoot(app *App) *cobra.Command {
 	root.PersistentFlags().StringVar(&app.configFile, "config", "", "the operator's configuration (default ~/.config/nixfleet/config.toml)")
 	root.PersistentFlags().StringVar(&app.contextName, "context", defaultContext, "which context of the configuration to use")
 	root.AddCommand(
+		newDemo(app), newStatus(app), newWhy(app), newHost(app), newRollout(app), newChannel(app),
 		newInit(app), newRelease(app), newVerify(app), newToken(app), newCert(app), newConfig(app),
 	)
 	app.wrap(root)

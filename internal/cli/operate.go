@@ -1,0 +1,181 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"iter"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"nixfleet.dev/nixfleet/api"
+	"nixfleet.dev/nixfleet/internal/operator"
+)
+
+// client returns the client of the chosen context's control plane.
+func (a *App) client() (*operator.Client, error) {
+	c, err := a.Context()
+	if err != nil {
+		return nil, err
+	}
+	return operator.New(c)
+}
+
+// collect gathers a list; nil becomes an empty one, for JSON.
+func collect[T any](all iter.Seq2[T, error]) ([]T, error) {
+	items := []T{}
+	for item, err := range all {
+		if err != nil {
+			return nil, err
+		}
+		items = append(items, item)
+	}
+	return items, nil
+}
+
+// reading returns the RunE of a command that asks the control plane for something and prints it.
+func reading[T any](app *App, ask func(ctx context.Context, c *operator.Client, args []string) (T, error), plain func(w io.Writer, v T) error) func(*cobra.Command, []string) error {
+	return func(cmd *cobra.Command, args []string) error {
+		c, err := app.client()
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		v, err := ask(cmd.Context(), c, args)
+		if err != nil {
+			return err
+		}
+		return app.print(v, func(w io.Writer) error { return plain(w, v) })
+	}
+}
+
+func newWhy(app *App) *cobra.Command {
+	return app.addJSON(&cobra.Command{
+		Use:   "why HOST|ROLLOUT",
+		Short: "Say why a host, or a rollout, is where it is",
+		Long:  "Shows every gate between a host and its turn, with its verdict and since when; of a rollout, what blocks it.",
+		Args:  cobra.ExactArgs(1),
+		Example: examples("nixfleet why web-01", "nixfleet why stable@0a1b2c3d4e5f",
+			"nixfleet why web-01 --json | jq '.gates[] | select(.pass | not)'"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if strings.Contains(args[0], "@") {
+				return reading(app, oneRollout, func(w io.Writer, r api.Rollout) error { return renderRolloutWhy(w, r, app.Clock.Now()) })(cmd, args)
+			}
+			return reading(app, func(ctx context.Context, c *operator.Client, args []string) (api.Why, error) {
+				return c.Why(ctx, args[0])
+			}, func(w io.Writer, y api.Why) error { return renderWhy(w, y, app.Clock.Now()) })(cmd, args)
+		},
+	})
+}
+
+func oneRollout(ctx context.Context, c *operator.Client, args []string) (api.Rollout, error) {
+	return c.Rollout(ctx, args[0])
+}
+
+func newHost(app *App) *cobra.Command {
+	var f operator.HostFilter
+	list := &cobra.Command{
+		Use:     "list",
+		Short:   "List hosts",
+		Args:    cobra.NoArgs,
+		Example: examples("nixfleet host list", "nixfleet host list --channel stable --state Failed", "nixfleet host list --tag web --json"),
+		RunE: reading(app, func(ctx context.Context, c *operator.Client, _ []string) ([]api.Host, error) {
+			return collect(c.Hosts(ctx, f))
+		}, func(w io.Writer, hosts []api.Host) error { return renderHosts(w, hosts, app.Clock.Now()) }),
+	}
+	list.Flags().StringVar(&f.Channel, "channel", "", "only hosts of this channel")
+	list.Flags().StringVar(&f.State, "state", "", "only hosts in this state, such as Failed")
+	list.Flags().StringVar(&f.Tag, "tag", "", "only hosts with this tag")
+	list.Flags().StringVar(&f.Query, "match", "", "only hosts whose name has this in it")
+	show := &cobra.Command{
+		Use:     "show HOST",
+		Short:   "Show one host: what it runs, its rollout, its probes",
+		Args:    cobra.ExactArgs(1),
+		Example: examples("nixfleet host show web-01", "nixfleet host show web-01 --json"),
+		RunE: reading(app, func(ctx context.Context, c *operator.Client, args []string) (api.Host, error) {
+			return c.Host(ctx, args[0])
+		}, func(w io.Writer, h api.Host) error { return renderHost(w, h, app.Clock.Now()) }),
+	}
+	return group("host", "Look at hosts", app.addJSON(list), app.addJSON(show))
+}
+
+func newRollout(app *App) *cobra.Command {
+	list := &cobra.Command{
+		Use:     "list",
+		Short:   "List rollouts, the newest first",
+		Args:    cobra.NoArgs,
+		Example: examples("nixfleet rollout list", "nixfleet rollout list --json"),
+		RunE: reading(app, func(ctx context.Context, c *operator.Client, _ []string) ([]api.Rollout, error) {
+			return collect(c.Rollouts(ctx))
+		}, func(w io.Writer, rollouts []api.Rollout) error { return renderRollouts(w, rollouts, app.Clock.Now()) }),
+	}
+	show := &cobra.Command{
+		Use:     "show ROLLOUT",
+		Short:   "Show one rollout: its state and its waves",
+		Args:    cobra.ExactArgs(1),
+		Example: examples("nixfleet rollout show stable@0a1b2c3d4e5f", "nixfleet rollout show stable@0a1b2c3d4e5f --json"),
+		RunE: reading(app, oneRollout, func(w io.Writer, r api.Rollout) error {
+			return renderRollout(w, r, app.Clock.Now())
+		}),
+	}
+	return group("rollout", "Look at rollouts", app.addJSON(list), app.addJSON(show))
+}
+
+func newChannel(app *App) *cobra.Command {
+	list := &cobra.Command{
+		Use:     "list",
+		Short:   "List channels: what each is at, and for how long its signature is fresh",
+		Args:    cobra.NoArgs,
+		Example: examples("nixfleet channel list", "nixfleet channel list --json"),
+		RunE: reading(app, func(ctx context.Context, c *operator.Client, _ []string) ([]api.Channel, error) {
+			return collect(c.Channels(ctx))
+		}, func(w io.Writer, channels []api.Channel) error { return renderChannels(w, channels, app.Clock.Now()) }),
+	}
+	return group("channel", "Look at channels", app.addJSON(list))
+}
+
+func newStatus(app *App) *cobra.Command {
+	return app.addJSON(&cobra.Command{
+		Use:     "status",
+		Short:   "Show the fleet: its rollouts, its hosts, and what someone should look at",
+		Args:    cobra.NoArgs,
+		Example: examples("nixfleet status", "nixfleet status --json | jq .trouble"),
+		RunE: reading(app, look, func(w io.Writer, o overview) error {
+			return renderOverview(w, o, app.Clock.Now())
+		}),
+	})
+}
+
+// look asks for everything that a status shows.
+func look(ctx context.Context, c *operator.Client, _ []string) (overview, error) {
+	o := overview{Rollouts: []api.Rollout{}, Trouble: []api.Host{}, Hosts: hostCounts{States: map[api.HostState]int{}}}
+	var err error
+	if o.Channels, err = collect(c.Channels(ctx)); err != nil {
+		return o, err
+	}
+	for _, channel := range o.Channels {
+		if channel.RolloutID == "" {
+			continue
+		}
+		r, err := c.Rollout(ctx, channel.RolloutID)
+		if err != nil {
+			return o, fmt.Errorf("rollout %s of channel %s: %w", channel.RolloutID, channel.Channel, err)
+		}
+		o.Rollouts = append(o.Rollouts, r)
+	}
+	for h, err := range c.Hosts(ctx, operator.HostFilter{}) {
+		if err != nil {
+			return o, err
+		}
+		o.Hosts.Total++
+		o.Hosts.States[h.State]++
+		if h.Reachable {
+			o.Hosts.Reachable++
+		}
+		if troubled(h) {
+			o.Trouble = append(o.Trouble, h)
+		}
+	}
+	return o, nil
+}
