@@ -9,11 +9,11 @@ package store
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"iter"
 	"time"
+
+	"nixfleet.dev/nixfleet/internal/trust"
 )
 
 // Errors that a caller decides on; implementations wrap them.
@@ -94,6 +94,5 @@ type Store interface {
 // Digest returns the name of an object: the SHA-256 of its bytes in lower-case hex, as in a release
 // repository (design/artifacts.md, Release repository).
 func Digest(data []byte) string {
-	sum := sha256.Sum256(data)
-	return hex.EncodeToString(sum[:])
+	return trust.Digest(data)
 }

@@ -1,0 +1,163 @@
+package writer
+
+import (
+	"context"
+	"sync"
+	"sync/atomic"
+
+	"nixfleet.dev/nixfleet/api"
+	"nixfleet.dev/nixfleet/internal/controlplane/store"
+	"nixfleet.dev/nixfleet/internal/rollout"
+)
+
+// group is what is committed at once, and what is told to whom after that.
+type group struct {
+	entries []rollout.Entry
+	inputs  []answered
+	offers  []offer // in the order to make them in
+}
+
+// answered is an input with what its sender is told once its group is on disk: nil or a refusal.
+type answered struct {
+	*input
+	refusal error
+}
+
+// offer is what a host is offered from now on, nil for nothing.
+type offer struct {
+	host     string
+	dispatch *api.Dispatch
+}
+
+// answer tells everybody in the group that it failed, or what they are due where err is nil.
+func (g *group) answer(err error) {
+	for _, in := range g.inputs {
+		if err != nil {
+			in.done <- err
+		} else {
+			in.done <- in.refusal
+		}
+	}
+}
+
+// commit writes groups as they come, until the channel is closed or one fails.
+func (w *Writer) commit(ctx context.Context, groups <-chan *group) error {
+	for g := range groups {
+		if err := w.write(ctx, g); err != nil {
+			g.answer(stopped(err))
+			return err
+		}
+		for _, o := range g.offers {
+			w.registry.Set(o.host, o.dispatch)
+		}
+		g.answer(nil)
+	}
+	return nil
+}
+
+// write makes a group durable.
+func (w *Writer) write(ctx context.Context, g *group) error {
+	if len(g.entries) == 0 {
+		return nil
+	}
+	entries, size, err := encode(g.entries)
+	if err != nil {
+		return err
+	}
+	began := w.clock.Now()
+	if err := w.store.Append(ctx, entries); err != nil {
+		return err
+	}
+	w.metrics.wrote(g, w.clock.Now().Sub(began))
+	w.committed.advance(entries[len(entries)-1].Seq)
+	w.snapshots.grown(size)
+	return nil
+}
+
+// encode returns entries as the store keeps them, and about how many bytes they take.
+func encode(entries []rollout.Entry) ([]store.Entry, int64, error) {
+	out := make([]store.Entry, len(entries))
+	size := 0
+	for i, e := range entries {
+		body, err := rollout.EncodeBody(e.Body)
+		if err != nil {
+			return nil, 0, err
+		}
+		out[i] = store.Entry{
+			Seq: e.LogSeq, RecordedAt: e.RecordedAt, Kind: string(e.Kind()),
+			RolloutID: e.RolloutID, Hostname: e.Hostname, Body: body,
+		}
+		size += len(body) + len(e.RolloutID) + len(e.Hostname)
+	}
+	return out, int64(size), nil
+}
+
+// decode is the reverse of encode.
+func decode(e store.Entry) (rollout.Entry, error) {
+	body, err := rollout.DecodeBody(rollout.Kind(e.Kind), e.Body)
+	return rollout.Entry{
+		LogSeq: e.Seq, RecordedAt: e.RecordedAt, RolloutID: e.RolloutID, Hostname: e.Hostname, Body: body,
+	}, err
+}
+
+// committed is how far the log is on disk.
+type committed struct {
+	seq atomic.Int64
+
+	mu      sync.Mutex
+	waiting int
+	changed chan struct{} // closed and replaced whenever seq rises while somebody waits
+	err     error         // why it never will again
+}
+
+func (c *committed) advance(seq int64) {
+	c.seq.Store(seq)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.waiting > 0 {
+		c.waiting = 0
+		close(c.changed)
+		c.changed = make(chan struct{})
+	}
+}
+
+func (c *committed) stop(err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.err = err
+	close(c.changed)
+	c.changed = make(chan struct{})
+}
+
+// wait returns when entry seq is on disk.
+func (c *committed) wait(ctx context.Context, seq int64) error {
+	for c.seq.Load() < seq {
+		changed, err := c.watch(seq)
+		if err != nil {
+			return err
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	return nil
+}
+
+// watch returns what is closed when seq may have been reached.
+func (c *committed) watch(seq int64) (<-chan struct{}, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.seq.Load() >= seq {
+		return reached, nil
+	}
+	c.waiting++
+	return c.changed, c.err
+}
+
+var reached = func() chan struct{} {
+	c := make(chan struct{})
+	close(c)
+	return c
+}()
