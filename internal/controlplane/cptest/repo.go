@@ -150,7 +150,7 @@ func (r *Repo) Sign(t api.PayloadType, v any, signers ...trust.Signer) []byte {
 
 func (r *Repo) encode(v any) []byte {
 	r.tb.Helper()
-	data, err := json.Marshal(v)
+	data, err := json.Marshal(v, json.Deterministic(true))
 	if err != nil {
 		r.tb.Fatal(err)
 	}

@@ -235,7 +235,7 @@ func (m *metered) Read(p []byte) (int, error) {
 
 // watch ends a download of which too little comes, until the function it returns is called.
 func (f *httpFetcher) watch(m *metered, cancel context.CancelCauseFunc) (stop func()) {
-	ctx, stop := context.WithCancel(context.Background())
+	ctx, end := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -247,7 +247,7 @@ func (f *httpFetcher) watch(m *metered, cancel context.CancelCauseFunc) (stop fu
 		}
 	}()
 	return func() {
-		stop()
+		end()
 		<-done
 	}
 }
