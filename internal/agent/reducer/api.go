@@ -38,7 +38,7 @@ type ProbeRun struct {
 	SubResults []api.ProbeSubResult
 }
 
-// Options is what a reducer needs. All but Rand and Logger are required.
+// Options is what a reducer needs. All but Records and Logger are required.
 type Options struct {
 	Hostname string
 	BootID   string // of the boot that is running now

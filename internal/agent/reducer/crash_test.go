@@ -69,7 +69,9 @@ func (s story) tell(t *testing.T, killAt int) (points []string) {
 				t.Errorf("%d switches to %q; at most %d are right", n, c, s.switches[c])
 			}
 		}
-		points = l.points
+		if points = l.points; len(points) < killAt {
+			t.Errorf("the agent was not killed: it came by %d points", len(points))
+		}
 	})
 	return points
 }

@@ -1,6 +1,7 @@
 package reducer
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"time"
@@ -49,7 +50,7 @@ func (r *Reducer) look(ctx context.Context, id string, soakID int64) error {
 		boot, err2 := r.o.Backend.Boot(ctx)
 		switch {
 		case err != nil || err2 != nil:
-			r.log.Warn("cannot read what the host runs", "rollout", id, "err", firstOf(err, err2))
+			r.log.Warn("cannot read what the host runs", "rollout", id, "err", cmp.Or(err, err2))
 		default:
 			err := r.do(ctx, func(t *tx) error {
 				if err := t.judgeSoak(id, soakID, running, boot); err != nil {
@@ -107,15 +108,6 @@ func (r *Reducer) loadChecks(ctx context.Context) (api.HealthChecks, error) {
 		return set, err
 	}
 	return api.HealthChecks{}, err
-}
-
-func firstOf(errs ...error) error {
-	for _, err := range errs {
-		if err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 var _ activation.Ledger = (*ledger)(nil)

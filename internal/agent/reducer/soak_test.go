@@ -7,6 +7,7 @@ import (
 
 	"nixfleet.dev/nixfleet/api"
 	"nixfleet.dev/nixfleet/internal/agent/activation/activationtest"
+	"nixfleet.dev/nixfleet/internal/clock"
 )
 
 // scripted is a Probes whose one probe gives what it is told, when it is told.
@@ -43,8 +44,19 @@ func (l *lab) probed(mode string, soak time.Duration) *scripted {
 	return s
 }
 
-func (s *scripted) fail() { s.failed <- true; sleep(0) }
-func (s *scripted) pass() { s.failed <- false; sleep(0) }
+func (s *scripted) fail() { s.give(true) }
+func (s *scripted) pass() { s.give(false) }
+
+// give gives a result, unless the probes have ended.
+func (s *scripted) give(failed bool) {
+	timer := clock.System{}.NewTimer(time.Millisecond)
+	defer timer.Stop()
+	select {
+	case s.failed <- failed:
+	case <-timer.C:
+	}
+	sleep(0)
+}
 
 func (l *lab) wantState(when string, want api.HostState) {
 	l.t.Helper()
