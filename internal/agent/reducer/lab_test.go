@@ -220,9 +220,11 @@ func (a *agent) longpoll(ctx context.Context) {
 	}
 }
 
-// outbound sends what there is to send.
+// outbound sends what there is to send, once everything else has come to rest, so that a run of a test
+// comes by the same points as the one before.
 func (a *agent) outbound(ctx context.Context) {
 	for ctx.Err() == nil {
+		_ = clock.System{}.Sleep(ctx, 10*time.Millisecond)
 		b, ok := a.NextBatch()
 		if !ok {
 			select {
