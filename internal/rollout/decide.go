@@ -3,7 +3,6 @@ package rollout
 import (
 	"fmt"
 	"slices"
-	"time"
 
 	"nixfleet.dev/nixfleet/api"
 )
@@ -28,7 +27,7 @@ func countedSums(r *rollout) sums {
 }
 
 // decide returns what is to be decided about the rollouts of a channel.
-func (f *Fleet) decide(ch *channel, now time.Time, sumsOf func(*rollout) sums) []Entry {
+func (f *Fleet) decide(ch *channel, sumsOf func(*rollout) sums) []Entry {
 	var entries []Entry
 	add := func(r *rollout, b Body) { entries = append(entries, Entry{RolloutID: r.id, Body: b}) }
 	newest := ch.newest()

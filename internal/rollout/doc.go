@@ -13,7 +13,8 @@
 //
 //  1. calls Events, Heartbeat, Reject, Adopt or UseToken, and gives each returned entry the next LogSeq
 //     and passes it to Apply at once, before it takes the next input;
-//  2. calls Plan and applies what it returns in the same way, until Plan returns nothing;
+//  2. calls Plan, after each input or after several, and applies what it returns in the same way,
+//     until Plan returns nothing;
 //  3. writes those entries, in that order and as one transaction with those of other inputs if it
 //     likes, and only when they are on disk answers the caller and hands out ChangedDispatches.
 //

@@ -206,3 +206,20 @@ func TestAHostThatComesBackToAnOlderJournalGoesOnThere(t *testing.T) {
 	}
 	w.check()
 }
+
+func TestAnEventOfAnOverdueHostIsBeingHeardBeforeAnythingElseIsDecided(t *testing.T) {
+	w := accepted(t)
+	w.story("live 11m web-02")
+	m := w.f.hosts["web-01"].members[0]
+	if m.overdue == nil {
+		t.Fatal("web-01 is not overdue")
+	}
+	entries, _, err := w.f.Events("web-01", batch(api.Event{Seq: 2, At: w.now, Kind: api.ActivationStarted, Method: "switch"}), w.now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.apply(entries)
+	if m.overdue != nil || m.counted.failure {
+		t.Error("it still counts as a failure")
+	}
+}

@@ -16,7 +16,7 @@ func (f *Fleet) PlanFull(now time.Time) []Entry {
 	entries := f.planClosures()
 	if len(entries) == 0 {
 		for _, name := range slices.Sorted(maps.Keys(f.channels)) {
-			entries = append(entries, f.decide(f.channels[name], now, summedUp)...)
+			entries = append(entries, f.decide(f.channels[name], summedUp)...)
 		}
 	}
 	if len(entries) == 0 {

@@ -225,7 +225,7 @@ func (f *Fleet) settlePending(m *member, now time.Time) (Body, time.Time) {
 	switch {
 	case !m.ro.live():
 		return nil, time.Time{}
-	case m.host.runs(m.rec.TargetClosure) && m.convergedBefore():
+	case m.offer == nil && m.host.runs(m.rec.TargetClosure) && m.convergedBefore():
 		return Converged{Reason: "it runs this closure already and converged on it before"}, time.Time{}
 	case m.rec.Wave >= m.ro.open:
 		return nil, time.Time{}

@@ -22,7 +22,7 @@ func (f *Fleet) Plan(now time.Time) []Entry {
 	f.wakeDue(now)
 	entries := f.planClosures()
 	if len(entries) == 0 {
-		entries = f.planRollouts(now)
+		entries = f.planRollouts()
 	}
 	if len(entries) == 0 {
 		entries = f.planHosts(now)
@@ -55,11 +55,11 @@ func (f *Fleet) planClosures() []Entry {
 	return entries
 }
 
-func (f *Fleet) planRollouts(now time.Time) []Entry {
+func (f *Fleet) planRollouts() []Entry {
 	var entries []Entry
 	dirty := slices.SortedFunc(maps.Keys(f.dirtyChannels), func(a, b *channel) int { return strings.Compare(a.name, b.name) })
 	for _, ch := range dirty {
-		decided := f.decide(ch, now, countedSums)
+		decided := f.decide(ch, countedSums)
 		if len(decided) == 0 {
 			delete(f.dirtyChannels, ch)
 		}
