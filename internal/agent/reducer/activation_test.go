@@ -100,6 +100,20 @@ func TestAWithdrawalAfterTheProfileIsSetChangesNothing(t *testing.T) {
 	})
 }
 
+func TestAWithdrawalAfterAKillRightAfterTheProfileWasSetChangesNothing(t *testing.T) {
+	inBubble(t, func(l *lab) {
+		l.killOn = "after set profile"
+		l.cp.give(activate(rollout1, closureB, soaking(time.Minute)))
+		for l.start(); !l.agent.isDead(); sleep(time.Second) {
+		}
+		l.stop()
+		if err := l.start().Withdraw(l.t.Context(), []string{rollout1}); err != nil {
+			t.Error(err)
+		}
+		l.untilState(rollout1, api.HostConverged)
+	})
+}
+
 func TestAnActivationWhoseAckWasRefusedStops(t *testing.T) {
 	inBubble(t, func(l *lab) {
 		l.cp.refuse = api.DispatchAck

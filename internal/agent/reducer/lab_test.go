@@ -41,6 +41,7 @@ type lab struct {
 
 	// The fault: the agent is killed when it comes to this point, counted from 1 over all agents.
 	killAt int
+	killOn string // or when it comes to the first point of this name
 	points []string
 }
 
@@ -190,7 +191,8 @@ func (a *agent) point(name string) (killed bool) {
 		return true
 	}
 	a.lab.points = append(a.lab.points, name)
-	if len(a.lab.points) == a.lab.killAt {
+	if len(a.lab.points) == a.lab.killAt || name == a.lab.killOn {
+		a.lab.killOn = ""
 		a.dead = true
 		a.cancel(errKilled)
 	}

@@ -148,7 +148,7 @@ func (r *Reducer) take(in input) error {
 	t := newTx(r.state, now, r.o.BootID)
 	if err := in.step(t); err != nil {
 		in.reply <- err
-		return nil
+		return nil //nolint:nilerr // it is for who asked
 	}
 	err := r.commit(t)
 	in.reply <- err

@@ -177,7 +177,7 @@ func (t *tx) declare(id string, soakID int64, set api.HealthChecks, broken error
 	}
 	if broken != nil {
 		st.Soak.Broken = broken.Error()
-		return nil
+		return nil //nolint:nilerr // what is broken is now part of the state
 	}
 	probes := make([]api.DeclaredProbe, len(set.Probes))
 	known := map[string]watched{}

@@ -67,7 +67,7 @@ func (r *Reducer) leave(ctx context.Context, w *worker) error {
 	w.cancel(nil)
 	wanted := slices.ContainsFunc(r.jobs(), func(j job) bool { return j.key == w.key })
 	if !wanted || ctx.Err() != nil || errors.Is(w.err, activation.ErrStopped) {
-		return nil
+		return nil //nolint:nilerr // it was told to end
 	}
 	return fmt.Errorf("worker %s ended before its work did: %w", w.key, errors.Join(w.err, errEarly))
 }

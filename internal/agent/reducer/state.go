@@ -75,13 +75,13 @@ type status struct {
 	ProgressAt time.Time `json:"progressAt,omitzero"`
 }
 
-func (s status) clone() status {
-	if s.Task != nil {
-		task := *s.Task
-		s.Task = &task
+func (st status) clone() status {
+	if st.Task != nil {
+		task := *st.Task
+		st.Task = &task
 	}
-	s.Soak = s.Soak.clone()
-	return s
+	st.Soak = st.Soak.clone()
+	return st
 }
 
 // version of the journal's records.
