@@ -15,6 +15,8 @@ import (
 func (f *Fleet) Adopt(a Adoption, now time.Time) ([]Entry, error) {
 	now = wall(now)
 	declared := FleetDeclared{Sequence: a.Sequence, SignedAt: wall(a.SignedAt), Fleet: a.Object, Channels: map[string]string{}}
+	clear(f.givenReleases)
+	clear(f.givenFleets)
 	var adopted []Entry
 	for _, r := range a.Releases {
 		if _, twice := declared.Channels[r.manifest.Channel]; twice {
@@ -28,15 +30,13 @@ func (f *Fleet) Adopt(a Adoption, now time.Time) ([]Entry, error) {
 		if news {
 			adopted = append(adopted, Entry{RecordedAt: now, RolloutID: r.ID(), Body: adoptedBody(r)})
 		}
-	}
-	clear(f.givenReleases)
-	for _, r := range a.Releases {
-		f.givenReleases[r.ID()] = r
+		if f.rollouts[r.ID()] == nil {
+			f.givenReleases[r.ID()] = r
+		}
 	}
 	slices.SortFunc(adopted, func(a, b Entry) int { return strings.Compare(a.RolloutID, b.RolloutID) })
 	if f.index.Fleet != declared.Fleet || !maps.Equal(f.index.Channels, declared.Channels) ||
 		f.index.Sequence != declared.Sequence || !f.index.SignedAt.Equal(declared.SignedAt) {
-		clear(f.givenFleets)
 		f.givenFleets[a.Object] = a.Fleet
 		adopted = append(adopted, Entry{RecordedAt: now, Body: declared})
 	}
@@ -86,7 +86,6 @@ func (f *Fleet) applyAdopted(e Entry, b Adopted) error {
 	if ro := f.rollouts[e.RolloutID]; ro != nil {
 		ro.adopted = b
 		ro.manifest.SignedAt = b.SignedAt
-		delete(f.givenReleases, e.RolloutID)
 		for m := range ro.refusing {
 			m.retryAt = time.Time{}
 			f.touch(m)
@@ -125,11 +124,12 @@ func (f *Fleet) release(id string, o Objects) (Release, error) {
 
 // applyFleet takes in which host is declared where, and which channels there are.
 func (f *Fleet) applyFleet(b FleetDeclared) error {
-	if f.index.Fleet != b.Fleet || len(f.hosts) == 0 {
+	if f.index.Fleet != b.Fleet {
 		if err := f.declare(b.Fleet); err != nil {
 			return err
 		}
 	}
+	delete(f.givenFleets, b.Fleet)
 	f.index = b
 	for _, ch := range f.channels {
 		f.dirtyChannels[ch] = struct{}{}
@@ -148,7 +148,6 @@ func (f *Fleet) declare(object string) error {
 			return fmt.Errorf("load fleet %s: %w", object, err)
 		}
 	}
-	delete(f.givenFleets, object)
 	for name := range fleet.Hosts {
 		f.hostOf(name)
 	}

@@ -38,7 +38,7 @@ type Fleet struct {
 	givenReleases map[string]Release
 	givenFleets   map[string]api.Fleet
 
-	// Indexes, all of them made again by reindex.
+	// Indexes: a Fleet that was restored has them made again, and every host to be looked at.
 	budgets       map[string]*budget
 	dirtyChannels map[*channel]struct{}
 	freed         map[*budget]struct{}

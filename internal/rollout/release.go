@@ -27,14 +27,13 @@ type Release struct {
 	manifest api.Manifest
 	lines    Lines
 	objects  Objects
-	payload  string // SHA-256 of the manifest's payload bytes; "" when it came from the store
 	verified bool
 }
 
 // NewRelease makes a release that may be adopted: its manifest was verified now, and the caller
 // checked lines and objects against it (manifest.CheckAdoption).
 func NewRelease(m trust.Verified[api.Manifest], lines Lines, objects Objects) Release {
-	return Release{manifest: m.Value(), lines: lines, objects: objects, payload: m.PayloadSHA256(), verified: true}
+	return Release{manifest: m.Value(), lines: lines, objects: objects, verified: true}
 }
 
 // StoredRelease makes a release for a Loader, out of objects whose bytes have the digests that an

@@ -17,7 +17,6 @@ type rollout struct {
 	adopted  Adopted
 	manifest api.Manifest
 	offline  api.Offline
-	payload  string // SHA-256 of the manifest's payload; "" when it was loaded
 	refusing map[*member]struct{}
 
 	state      api.RolloutState
@@ -151,7 +150,7 @@ func (c *channel) newest() *rollout {
 func (f *Fleet) newRollout(a Adopted, r Release, now time.Time) *rollout {
 	ch := f.channelOf(a.Channel)
 	ro := &rollout{
-		id: r.manifest.RolloutID, ch: ch, adopted: a, manifest: r.manifest, payload: r.payload,
+		id: r.manifest.RolloutID, ch: ch, adopted: a, manifest: r.manifest,
 		state: api.RolloutWaiting, stateSince: now, adoptedAt: now, refusing: map[*member]struct{}{},
 		members: make([]member, r.lines.Len()), waves: make([]wave, len(r.manifest.Policy.Waves)),
 		dependents: map[int32][]int32{},
