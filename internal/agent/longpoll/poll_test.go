@@ -230,7 +230,10 @@ func TestL13ShutdownWinsOverAReadyAnswerAndEndsEveryWait(t *testing.T) {
 
 	t.Run("a ready answer", func(t *testing.T) {
 		inBubble(t, func(t *testing.T, r *rig) {
-			_, d := r.release(manifesttest.Options{})
+			rel, d := r.release(manifesttest.Options{})
+			if err := r.options.Cache.Store(rel.ID, rel.Envelope, rel.Proof(host)); err != nil {
+				t.Fatal(err) // on disk, so that nothing else would hold the dispatch up
+			}
 			r.cp.Offer(&d)
 			ctx, cancel := context.WithCancel(t.Context())
 			r.options.ControlPlane = lateAnswer{r.client, cancel}
