@@ -54,7 +54,6 @@ var agentModules = map[string]string{
 	"github.com/go-json-experiment/json": "strict JSON: the standard library takes duplicate keys and bad UTF-8",
 	"github.com/pelletier/go-toml/v2":    "agent.toml",
 	"golang.org/x/mod":                   "Merkle proofs as the Go team's transparency logs check them",
-	"golang.org/x/sys":                   "system calls that the frozen package syscall does not have",
 }
 
 type file struct {

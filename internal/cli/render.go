@@ -235,7 +235,7 @@ func renderHost(w io.Writer, h api.Host, now time.Time) error {
 }
 
 func renderWhy(w io.Writer, y api.Why, now time.Time) error {
-	fmt.Fprintln(w, ui.Bold(y.Summary))
+	fmt.Fprintf(w, "%s is %s: %s\n", ui.Bold(y.Hostname), ui.Host(y.State), y.Summary)
 	if len(y.Gates) == 0 {
 		return nil
 	}

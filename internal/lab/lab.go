@@ -36,11 +36,14 @@ type Options struct {
 	Base     Version // what every machine runs at first
 	Clock    clock.Clock
 
-	CanarySoak       time.Duration // of wave 0
-	Soak             time.Duration // of wave 1
-	ProbeInterval    time.Duration // 1 s
-	FailureThreshold time.Duration // how long a probe fails before the host goes back
-	OnHealthFailure  api.OnHealthFailure
+	CanarySoak       time.Duration       // of wave 0
+	Soak             time.Duration       // of wave 1
+	ProbeInterval    time.Duration       // 1 s
+	FailureThreshold time.Duration       // how long a probe fails before the host goes back
+	OnHealthFailure  api.OnHealthFailure // rollback-and-halt
+
+	// HeartbeatInterval is fixed for every agent where it is set; otherwise the control plane says it.
+	HeartbeatInterval time.Duration
 }
 
 // Lab is a fleet. Its methods are called from one goroutine at a time.
@@ -141,7 +144,7 @@ func (l *Lab) lay(ctx context.Context) error {
 			return err
 		}
 		if err := write(m.Config(), fmt.Sprintf(agentConfig, l.layout.ControlPlane, m.Name, m.StateDir(), l.layout.TrustFile,
-			l.layout.CACert, m.token(), l.Store(), m.CurrentSystem(), m.Profile())); err != nil {
+			l.heartbeats(), l.layout.CACert, m.token(), l.Store(), m.CurrentSystem(), m.Profile())); err != nil {
 			return err
 		}
 	}
@@ -170,7 +173,7 @@ hostname = %q
 state_dir = %q
 trust_file = %q
 error_backoff = "200ms"
-[tls]
+%s[tls]
 ca = %q
 enrollment_token = %q
 [activation]
@@ -179,6 +182,13 @@ store = %q
 current_system = %q
 profile = %q
 `
+
+func (l *Lab) heartbeats() string {
+	if l.options.HeartbeatInterval == 0 {
+		return ""
+	}
+	return fmt.Sprintf("heartbeat_interval = %q\n", l.options.HeartbeatInterval)
+}
 
 func (m Machine) token() string { return filepath.Join(m.Dir, "enrollment-token.json") }
 
