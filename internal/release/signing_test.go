@@ -121,6 +121,9 @@ func TestADraftThatWasTamperedWithIsNotPublished(t *testing.T) {
 				t.Fatal(err)
 			}
 		},
+		"its index is described otherwise than it was signed": func(t *testing.T, dir string) {
+			edit(t, filepath.Join(dir, draftFile), `"freshnessWindow": "24h"`, `"freshnessWindow": "48h"`)
+		},
 		"a file is outside": func(t *testing.T, dir string) {
 			edit(t, filepath.Join(dir, draftFile), `"stable`+manifestSuffix, `"../stable`+manifestSuffix)
 		},
@@ -281,6 +284,14 @@ func TestVerifyingTellsWhatIsOldFromWhatIsWrong(t *testing.T) {
 			d.overwrite(d.index().Channels["edge"].Hosts, []byte("x\n"))
 			d.now = d.now.Add(1000 * time.Hour)
 		}, Invalid},
+		"hosts of another channel, also old": {func(d *desk) {
+			d.reindex(func(index *api.Index) {
+				entry := index.Channels["stable"]
+				entry.Hosts = index.Channels["edge"].Hosts
+				index.Channels["stable"] = entry
+			})
+			d.now = d.now.Add(1000 * time.Hour)
+		}, Invalid},
 		"another key": {func(d *desk) { d.trusted.Release.Keys[0].PublicKey = manifesttest.Key("other").Public().PEM() }, Invalid},
 		"nothing there": {func(d *desk) {
 			if err := os.Remove(filepath.Join(d.repo, indexFile)); err != nil {
@@ -302,6 +313,33 @@ func TestVerifyingTellsWhatIsOldFromWhatIsWrong(t *testing.T) {
 				t.Errorf("got %s with %+v, error %v; want %s", v.State, v.Findings, err, test.want)
 			}
 		})
+	}
+}
+
+// reindex publishes an index that is rightly signed, and says what no job would make it say.
+func (d *desk) reindex(change func(*api.Index)) {
+	d.t.Helper()
+	r, err := OpenRepo(d.repo)
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	defer r.Close()
+	dr := newDraft(d.published(), d.now)
+	change(&dr.Index)
+	if err := dr.seal(d.signers, d.root(), d.now); err != nil {
+		d.t.Fatal(err)
+	}
+	if err := r.publish(context.Background(), dr.Base, nil, dr.sealed); err != nil {
+		d.t.Fatal(err)
+	}
+}
+
+func TestAManifestUnderAnotherChannelIsRefused(t *testing.T) {
+	d := newDesk(t)
+	d.create(ref1)
+	d.reindex(func(index *api.Index) { index.Channels["stable"] = index.Channels["edge"] })
+	if _, err := Create(context.Background(), d.creation(ref2)); trust.CodeOf(err) != api.CodeIdentityMismatch {
+		t.Errorf("got %v", err)
 	}
 }
 
