@@ -8,6 +8,9 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/pelletier/go-toml/v2"
 	"github.com/spf13/cobra"
@@ -187,6 +190,9 @@ func (a *App) addContext(c operator.Context) error {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("reading the configuration: %w", err)
 	}
+	if !printable(a.contextName) {
+		return usagef("--context %q is not a name that a configuration can hold", a.contextName)
+	}
 	var config configuration
 	if err := toml.Unmarshal(text, &config); err != nil {
 		return fmt.Errorf("reading %s: %w", path, err)
@@ -199,10 +205,11 @@ func (a *App) addContext(c operator.Context) error {
 			return fmt.Errorf("finding a file: %w", err)
 		}
 	}
-	added, err := toml.Marshal(configuration{Contexts: map[string]operator.Context{a.contextName: c}})
+	values, err := toml.Marshal(c)
 	if err != nil {
 		return fmt.Errorf("encoding the configuration: %w", err)
 	}
+	added := fmt.Appendf(nil, "[contexts.%q]\n%s", a.contextName, values)
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return fmt.Errorf("making the configuration's folder: %w", err)
 	}
@@ -215,4 +222,9 @@ func (a *App) addContext(c operator.Context) error {
 	}
 	fmt.Fprintf(a.Stderr, "Context %q is in %s.\n", a.contextName, path)
 	return nil
+}
+
+// printable says whether s can stand in quotes as it is.
+func printable(s string) bool {
+	return s != "" && utf8.ValidString(s) && !strings.ContainsFunc(s, func(r rune) bool { return !unicode.IsPrint(r) })
 }
