@@ -14,7 +14,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/go-json-experiment/json"
 	"github.com/google/go-cmp/cmp"
 
 	"nixfleet.dev/nixfleet/api"
@@ -22,131 +21,6 @@ import (
 	"nixfleet.dev/nixfleet/internal/manifest/manifesttest"
 	"nixfleet.dev/nixfleet/internal/trust"
 )
-
-const hash = "0c2fa4zsdl5hw9xj3pkmq7vnr8iy6b1g"
-
-// refs of commits, in the order in which they are made.
-const (
-	ref1 = "1111111"
-	ref2 = "2222222"
-	ref3 = "3333333"
-)
-
-// desk is a CI with its repository, its keys and a clock that stands still until it is moved.
-type desk struct {
-	t       *testing.T
-	repo    string
-	trusted api.Trust
-	signers []trust.Signer
-	now     time.Time
-	fleet   api.Fleet
-}
-
-func newDesk(t *testing.T) *desk {
-	t.Helper()
-	host := func(channel, name string) api.FleetHost {
-		return api.FleetHost{System: "x86_64-linux", Channel: channel, Closure: hash + "-" + name}
-	}
-	window := api.Duration(72 * time.Hour)
-	return &desk{
-		t: t, repo: filepath.Join(t.TempDir(), "releases"), trusted: manifesttest.Trust(),
-		signers: []trust.Signer{manifesttest.Key(manifesttest.ReleaseKey)}, now: manifesttest.Time,
-		fleet: api.Fleet{
-			SchemaVersion: 1,
-			Hosts:         map[string]api.FleetHost{"web-01": host("stable", "web-01"), "web-02": host("stable", "web-02"), "lab-01": host("edge", "lab-01")},
-			Channels: map[string]api.FleetChannel{
-				"stable": {RolloutPolicy: "p", FreshnessWindow: window}, "edge": {RolloutPolicy: "p", FreshnessWindow: window / 3},
-			},
-			RolloutPolicies: map[string]api.Policy{"p": {}, "urgent": {IgnoreWindows: true}},
-		},
-	}
-}
-
-func (d *desk) root() *trust.Root {
-	d.t.Helper()
-	data, err := json.Marshal(d.trusted)
-	if err != nil {
-		d.t.Fatal(err)
-	}
-	root, err := trust.ParseRoot("trust.json", data)
-	if err != nil {
-		d.t.Fatal(err)
-	}
-	return root
-}
-
-func (d *desk) options() Options {
-	return Options{Repo: d.repo, Root: d.root(), Signers: d.signers, Now: d.now}
-}
-
-func (d *desk) creation(commit string, change ...func(*CreateOptions)) CreateOptions {
-	d.t.Helper()
-	data, err := json.Marshal(d.fleet, json.OmitZeroStructFields(true))
-	if err != nil {
-		d.t.Fatal(err)
-	}
-	opts := CreateOptions{Options: d.options(), Fleet: data, FleetName: "fleet.json", Commit: commit}
-	for _, c := range change {
-		c(&opts)
-	}
-	return opts
-}
-
-func (d *desk) create(commit string, change ...func(*CreateOptions)) Report {
-	d.t.Helper()
-	report, err := Create(context.Background(), d.creation(commit, change...))
-	if err != nil {
-		d.t.Fatalf("releasing %s: %v", commit, err)
-	}
-	return report
-}
-
-// index returns the published index, verified.
-func (d *desk) index() api.Index {
-	d.t.Helper()
-	return d.published().index
-}
-
-func (d *desk) published() *published {
-	d.t.Helper()
-	r, err := OpenRepo(d.repo)
-	if err != nil {
-		d.t.Fatal(err)
-	}
-	defer r.Close()
-	p, err := readPublished(r, d.root(), d.now, false)
-	if err != nil {
-		d.t.Fatal(err)
-	}
-	return p
-}
-
-// mustBeWhole checks everything that is published, as a control plane would.
-func (d *desk) mustBeWhole() Verdict {
-	d.t.Helper()
-	r, err := OpenRepo(d.repo)
-	if err != nil {
-		d.t.Fatal(err)
-	}
-	defer r.Close()
-	v, err := VerifyRepo(r, d.root(), d.now)
-	if err != nil || v.State != Good || len(v.Warnings) > 0 {
-		d.t.Fatalf("the repository is %s: %+v, error %v", v.State, v, err)
-	}
-	return v
-}
-
-func channels(names ...string) func(*CreateOptions) {
-	return func(o *CreateOptions) { o.Channels = names }
-}
-
-func changes(r Report) map[string]string {
-	m := map[string]string{}
-	for _, c := range r.Channels {
-		m[c.Channel] = c.Change
-	}
-	return m
-}
 
 func TestAReleaseIsWholeAndGood(t *testing.T) {
 	d := newDesk(t)
@@ -254,96 +128,6 @@ func TestAClockThatIsFarBehindReleasesNothing(t *testing.T) {
 	}
 }
 
-func TestARefreshChangesSignedAtAndSignaturesOnly(t *testing.T) {
-	d := newDesk(t)
-	d.create(ref1)
-	if _, err := Revoke(context.Background(), RevokeOptions{Options: d.options(), Hosts: []string{"web-09"}, Before: d.now, Reason: "stolen"}); err != nil {
-		t.Fatal(err)
-	}
-	before := d.published()
-	d.now = d.now.Add(20 * time.Hour)
-	report, err := Refresh(context.Background(), RefreshOptions{Options: d.options()})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if !cmp.Equal(changes(report), map[string]string{"stable": Refreshed, "edge": Refreshed}) {
-		t.Errorf("reported %v", changes(report))
-	}
-	after := d.published()
-	for channel, m := range before.manifests {
-		old, renewed := string(m.Payload()), string(after.manifests[channel].Payload())
-		want := strings.Replace(old, `"signedAt":"2026-11-23T08:00:00Z"`, `"signedAt":"2026-11-24T04:00:00Z"`, 1)
-		if old == want || renewed != want {
-			t.Errorf("%s was\n%s\nand is\n%s", channel, old, renewed)
-		}
-		if before.index.Channels[channel].Hosts != after.index.Channels[channel].Hosts || before.index.Channels[channel].Fleet != after.index.Channels[channel].Fleet {
-			t.Errorf("%s has other hosts or another fleet", channel)
-		}
-	}
-	if before.index.Sequence != after.index.Sequence || !after.index.SignedAt.Equal(d.now) || before.index.Fleet != after.index.Fleet {
-		t.Errorf("the index was %+v and is %+v", before.index, after.index)
-	}
-	old, renewed := before.revocations.Value(), after.revocations.Value()
-	if renewed.SignedAt = old.SignedAt; !cmp.Equal(old, renewed) {
-		t.Error("the revocations were changed")
-	}
-	d.mustBeWhole()
-	// A second one in the same second is newer too: readers order by sequence and signedAt.
-	if _, err := Refresh(context.Background(), RefreshOptions{Options: d.options()}); err != nil {
-		t.Fatal(err)
-	}
-	if again := d.index().SignedAt; !again.After(after.index.SignedAt) {
-		t.Errorf("signed at %s twice", again)
-	}
-}
-
-func TestOneChannelIsRefreshedAlone(t *testing.T) {
-	d := newDesk(t)
-	d.create(ref1)
-	before := d.index()
-	d.now = d.now.Add(time.Hour)
-	if _, err := Refresh(context.Background(), RefreshOptions{Options: d.options(), Channels: []string{"edge"}}); err != nil {
-		t.Fatal(err)
-	}
-	after := d.index()
-	if before.Channels["stable"] != after.Channels["stable"] || before.Channels["edge"] == after.Channels["edge"] {
-		t.Errorf("was %+v, is %+v", before.Channels, after.Channels)
-	}
-}
-
-func TestAForgottenRepositoryCanStillBeReleasedTo(t *testing.T) {
-	d := newDesk(t)
-	d.create(ref1)
-	d.now = d.now.Add(365 * 24 * time.Hour)
-	d.create(ref2)
-	d.mustBeWhole()
-}
-
-func TestRotatingKeysSignsFleetsAgainWithoutChangingThem(t *testing.T) {
-	d := newDesk(t)
-	d.create(ref1)
-	before := d.published()
-	d.trusted.Release.Keys = append(d.trusted.Release.Keys, manifesttest.Trusted("ci-2027", manifesttest.ECDSAKey("ci-2027")))
-	d.signers = append(d.signers, manifesttest.ECDSAKey("ci-2027"))
-	if _, err := Refresh(context.Background(), RefreshOptions{Options: d.options()}); err != nil {
-		t.Fatal(err)
-	}
-	d.trusted.Release.Keys = d.trusted.Release.Keys[1:] // the old key is gone: all must verify by the new one
-	v := d.mustBeWhole()
-	if v.Channels[0].Sequence != before.manifests["edge"].Value().Sequence {
-		t.Error("the sequence was changed")
-	}
-	// With the new key alone, and nothing new to sign, fleets stay the objects they are.
-	fleetObject := d.index().Fleet
-	d.signers = d.signers[1:]
-	if _, err := Refresh(context.Background(), RefreshOptions{Options: d.options()}); err != nil {
-		t.Fatal(err)
-	}
-	if d.index().Fleet != fleetObject {
-		t.Error("a fleet that had the signature was signed again")
-	}
-}
-
 func TestOfTwoConcurrentJobsOneFails(t *testing.T) {
 	for range 20 {
 		d := newDesk(t)
@@ -424,13 +208,6 @@ func TestWhatIsPublishedIsVerifiedBeforeAnythingIsMadeOfIt(t *testing.T) {
 				t.Errorf("the index was changed, error %v", err)
 			}
 		})
-	}
-}
-
-func (d *desk) overwrite(object string, data []byte) {
-	d.t.Helper()
-	if err := os.WriteFile(filepath.Join(d.repo, objectsFolder, object), data, 0o644); err != nil {
-		d.t.Fatal(err)
 	}
 }
 
@@ -560,40 +337,4 @@ func TestManyReleasesKeepTheIndexSmall(t *testing.T) {
 	if len(refs) != 400 || refs[399] != fmt.Sprintf("%064x", 2999) {
 		t.Errorf("%d refs are remembered, the last is %s", len(refs), refs[len(refs)-1])
 	}
-}
-
-func mustJSON(t *testing.T, v any) []byte {
-	t.Helper()
-	data, err := json.Marshal(v)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return data
-}
-
-func FuzzResigned(f *testing.F) {
-	f.Add([]byte(`{"signedAt":"2026-11-23T08:00:00Z","x":{"signedAt":1}}`))
-	f.Add([]byte(`{"a": [ {"signedAt": 2} ], "signedAt" : "x" , "b":1}`))
-	at := manifesttest.Time
-	f.Fuzz(func(t *testing.T, payload []byte) {
-		out, err := resigned(payload, at)
-		if err != nil {
-			return
-		}
-		var before, after map[string]any
-		if json.Unmarshal(payload, &before) != nil {
-			return // what is signed was decoded strictly before
-		}
-		if err := json.Unmarshal(out, &after); err != nil {
-			t.Fatalf("%q became %q: %v", payload, out, err)
-		}
-		if after["signedAt"] != "2026-11-23T08:00:00Z" {
-			t.Errorf("signedAt is %v", after["signedAt"])
-		}
-		delete(before, "signedAt")
-		delete(after, "signedAt")
-		if !cmp.Equal(before, after) {
-			t.Errorf("%q became %q", payload, out)
-		}
-	})
 }
