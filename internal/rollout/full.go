@@ -52,8 +52,7 @@ func (f *Fleet) fullHosts(now time.Time) []Entry {
 			}
 		}
 	}
-	f.sortByTurn(entries)
-	return entries
+	return f.oneEach(entries)
 }
 
 // fullLedger counts budgets by name from the state of every host.

@@ -86,17 +86,23 @@ func (f *Fleet) planHosts(now time.Time) []Entry {
 	}
 	clear(f.dirty[len(kept):])
 	f.dirty = append(f.dirty[:0], kept...)
-	f.sortByTurn(entries)
-	return entries
+	return f.oneEach(entries)
 }
 
-// sortByTurn orders decisions about hosts by wave, then host name.
-func (f *Fleet) sortByTurn(entries []Entry) {
+// oneEach orders decisions about hosts by wave, then host name, and leaves the first of each host: one
+// may end what another was decided on. The next round has the others, if they still stand.
+func (f *Fleet) oneEach(entries []Entry) []Entry {
 	slices.SortFunc(entries, func(a, b Entry) int {
 		return cmp.Or(
 			cmp.Compare(f.rollouts[a.RolloutID].find(a.Hostname).rec.Wave, f.rollouts[b.RolloutID].find(b.Hostname).rec.Wave),
 			strings.Compare(a.Hostname, b.Hostname), strings.Compare(a.RolloutID, b.RolloutID),
 		)
+	})
+	seen := make(map[string]struct{}, len(entries))
+	return slices.DeleteFunc(entries, func(e Entry) bool {
+		_, twice := seen[e.Hostname]
+		seen[e.Hostname] = struct{}{}
+		return twice
 	})
 }
 
