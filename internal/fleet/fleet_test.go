@@ -3,7 +3,6 @@ package fleet
 import (
 	"errors"
 	"fmt"
-	"os"
 	"strings"
 	"testing"
 
@@ -229,9 +228,9 @@ func TestDefaultsAreThoseOfTheContract(t *testing.T) {
 
 func TestALongChainOfEdgesIsWalkedAndItsCycleFound(t *testing.T) {
 	const n = 200_000
-	edges := make([]api.Edge, n)
+	edges := make([]api.Edge, 0, n+1)
 	for i := range n {
-		edges[i] = api.Edge{Before: fmt.Sprintf("h%06d", i), After: fmt.Sprintf("h%06d", i+1)}
+		edges = append(edges, api.Edge{Before: fmt.Sprintf("h%06d", i), After: fmt.Sprintf("h%06d", i+1)})
 	}
 	if cycles := findCycles(edges); len(cycles) != 0 {
 		t.Fatalf("found %d cycles in a chain", len(cycles))
@@ -248,9 +247,6 @@ func TestALongChainOfEdgesIsWalkedAndItsCycleFound(t *testing.T) {
 func FuzzLoad(f *testing.F) {
 	f.Add([]byte(smallFleet()))
 	f.Add([]byte(`{"schemaVersion":1,"hosts":{},"channels":{},"rolloutPolicies":{"p":{"waves":[{"selector":{"not":{"and":[{}]}}}]}}}`))
-	if example, err := os.ReadFile("testdata/fleet.json"); err == nil {
-		f.Add(example)
-	}
 	f.Fuzz(func(t *testing.T, data []byte) {
 		fleet, _, err := Load("fleet", data)
 		if err != nil {

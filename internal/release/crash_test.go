@@ -216,7 +216,7 @@ func TestRepositoriesAreDirectories(t *testing.T) {
 			t.Errorf("%s is %s", location, r.Path())
 		}
 		if err == nil {
-			_ = r.Close()
+			r.Close()
 		}
 	}
 }

@@ -112,7 +112,8 @@ func open(opts Options, mayMake bool) (*Repo, *published, error) {
 	}
 	p, err := readPublished(r, opts.Root, opts.Now, opts.DiscardUntrusted)
 	if err != nil {
-		return nil, nil, errors.Join(err, r.Close())
+		r.Close()
+		return nil, nil, err
 	}
 	return r, p, nil
 }

@@ -75,7 +75,7 @@ func repoPath(location string) (string, error) {
 }
 
 // Close releases the repository.
-func (r *Repo) Close() error { return r.root.Close() }
+func (r *Repo) Close() { _ = r.root.Close() } // only read through: what is written has its own files
 
 // Path returns the absolute path of the repository's directory.
 func (r *Repo) Path() string { return r.path }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"nixfleet.dev/nixfleet/api"
@@ -69,10 +70,7 @@ func (v *Verdict) found(what string, err error) State {
 	if v.State != Invalid {
 		v.State = state
 	}
-	detail := err.Error()
-	if refusal, ok := errors.AsType[*trust.Error](err); ok && refusal == err {
-		detail = refusal.Detail // the code stands beside it
-	}
+	detail := strings.TrimPrefix(err.Error(), string(code)+": ") // the code stands beside it
 	v.Findings = append(v.Findings, Finding{What: what, Code: code, Detail: detail})
 	return state
 }
