@@ -6,11 +6,13 @@ import (
 	"io"
 	"iter"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
 	"nixfleet.dev/nixfleet/api"
 	"nixfleet.dev/nixfleet/internal/operator"
+	"nixfleet.dev/nixfleet/internal/ui"
 )
 
 // client returns the client of the chosen context's control plane.
@@ -136,15 +138,56 @@ func newChannel(app *App) *cobra.Command {
 }
 
 func newStatus(app *App) *cobra.Command {
-	return app.addJSON(&cobra.Command{
+	var watch bool
+	show := func(w io.Writer, o overview) error { return renderOverview(w, o, app.Clock.Now()) }
+	cmd := &cobra.Command{
 		Use:     "status",
 		Short:   "Show the fleet: its rollouts, its hosts, and what someone should look at",
 		Args:    cobra.NoArgs,
-		Example: examples("nixfleet status", "nixfleet status --json | jq .trouble"),
-		RunE: reading(app, look, func(w io.Writer, o overview) error {
-			return renderOverview(w, o, app.Clock.Now())
-		}),
-	})
+		Example: examples("nixfleet status", "nixfleet status --watch", "nixfleet status --json | jq .trouble"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if watch {
+				return app.watch(cmd.Context(), show)
+			}
+			return reading(app, look, show)(cmd, args)
+		},
+	}
+	cmd.Flags().BoolVar(&watch, "watch", false, "keep showing it until interrupted")
+	return app.addJSON(cmd)
+}
+
+// watchEvery is how often a watched status is asked for.
+const watchEvery = 2 * time.Second
+
+// watch shows the status again and again, in place, until ctx ends. A control plane that cannot be
+// reached for a while is said and waited for.
+func (a *App) watch(ctx context.Context, show func(io.Writer, overview) error) error {
+	if a.Terminal == nil || a.asJSON {
+		return usagef("--watch draws on a terminal; without one, ask for the status again, with --json perhaps")
+	}
+	c, err := a.client()
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	screen := ui.NewLive(a.Terminal)
+	for {
+		var text strings.Builder
+		o, err := look(ctx, c, nil)
+		if err == nil {
+			err = show(&text, o)
+		}
+		if ctx.Err() != nil {
+			return nil
+		}
+		if err != nil {
+			fmt.Fprintf(&text, "%s %v\n", ui.Bad("cannot tell:"), err)
+		}
+		screen.Draw("", strings.Split(strings.TrimSuffix(text.String(), "\n"), "\n"))
+		if a.Clock.Sleep(ctx, watchEvery) != nil {
+			return nil
+		}
+	}
 }
 
 // look asks for everything that a status shows.

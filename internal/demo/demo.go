@@ -131,9 +131,9 @@ func Run(ctx context.Context, o Options) (err error) {
 	d := &demo{Options: o, dir: dir}
 	defer func() {
 		err = errors.Join(err, d.stop())
-		if err == nil {
-			err = cleanUp()
-		} else if !errors.Is(err, context.Canceled) {
+		if err == nil || ctx.Err() != nil { // done, or interrupted
+			err = errors.Join(err, cleanUp())
+		} else {
 			err = fmt.Errorf("%w\neverything it wrote is in %s", err, dir)
 		}
 	}()
@@ -191,14 +191,15 @@ func (d *demo) chooseScreen(ctx context.Context) screen {
 		return newLive(ctx, d.TerminalErr, d.Clock)
 	case d.JSON:
 		return silent{}
-	case d.Terminal != nil:
+	}
+	fmt.Fprintf(d.Stdout, "nixfleet demo: %d hosts on this machine, every part real\n", d.Hosts)
+	if d.Terminal != nil {
 		return newLive(ctx, d.Terminal, d.Clock)
 	}
 	return &plain{out: d.Stdout, clock: d.Clock}
 }
 
 func (d *demo) run(ctx context.Context) (Result, error) {
-	d.screen.say("nixfleet demo: %d hosts on this machine, every part real", d.Hosts)
 	ctx, err := d.start(ctx)
 	if err != nil {
 		return Result{}, err

@@ -9,7 +9,6 @@ import (
 	"path/filepath"
 	"time"
 
-	"nixfleet.dev/nixfleet/api"
 	"nixfleet.dev/nixfleet/internal/agent"
 	"nixfleet.dev/nixfleet/internal/controlplane"
 	"nixfleet.dev/nixfleet/internal/lab"
@@ -50,7 +49,7 @@ func (d *demo) start(ctx context.Context) (context.Context, error) {
 	if err := d.awaitHosts(ctx); err != nil {
 		return ctx, fmt.Errorf("waiting for the hosts to enrol: %w", err)
 	}
-	d.screen.end(true, fmt.Sprintf("%d hosts enrolled; each polls the control plane at %s", d.Hosts, d.lab.ControlPlane()))
+	d.screen.end(true, fmt.Sprintf("%d hosts enrolled with the control plane at %s", d.Hosts, d.lab.ControlPlane()))
 	return ctx, nil
 }
 
@@ -123,7 +122,6 @@ func (d *demo) awaitHosts(ctx context.Context) error {
 		if heard == d.Hosts {
 			return nil
 		}
-		d.screen.waves(api.Rollout{Waves: nil})
 		if err := d.Clock.Sleep(ctx, 150*time.Millisecond); err != nil {
 			return err
 		}

@@ -6,9 +6,9 @@ import (
 	"io"
 	"os"
 	"strings"
+	"sync"
 	"time"
 
-	tea "charm.land/bubbletea/v2"
 	"charm.land/lipgloss/v2"
 
 	"nixfleet.dev/nixfleet/api"
@@ -102,99 +102,74 @@ func waveLines(r api.Rollout) []string {
 
 // live redraws the running step in place; what is over scrolls up.
 type live struct {
-	program *tea.Program
-	done    chan struct{}
-	clock   clock.Clock
-	began   time.Time
-	last    api.Rollout
-}
+	clock clock.Clock
+	stop  context.CancelFunc
+	done  chan struct{}
 
-func newLive(ctx context.Context, out *os.File, clk clock.Clock) *live {
-	l := &live{done: make(chan struct{}), clock: clk}
-	l.program = tea.NewProgram(liveModel{clock: clk}, tea.WithContext(ctx), tea.WithOutput(out), tea.WithInput(nil), tea.WithoutSignalHandler())
-	go func() {
-		defer close(l.done)
-		_, _ = l.program.Run() // it ends with ctx or by Quit; a terminal that went away ends it too
-	}()
-	return l
-}
-
-func (l *live) begin(title, what string) {
-	l.began, l.last = l.clock.Now(), api.Rollout{}
-	l.say("\n%s\n%s", ui.Bold(title), explain(what))
-	l.program.Send(stepMsg{began: l.began, running: true})
-}
-
-func (l *live) waves(r api.Rollout) {
-	l.last = r
-	l.program.Send(r)
-}
-
-func (l *live) end(ok bool, outcome string) {
-	l.program.Send(stepMsg{})
-	for _, line := range waveLines(l.last) {
-		l.say("%s", line)
-	}
-	l.say("%s", verdict(ok, outcome, l.clock.Now().Sub(l.began)))
-}
-
-func (l *live) say(format string, args ...any) { l.program.Println(fmt.Sprintf(format, args...)) }
-
-func (l *live) close() {
-	l.program.Quit()
-	<-l.done
-}
-
-// stepMsg starts or ends the running step.
-type stepMsg struct {
-	began   time.Time
+	mu      sync.Mutex
+	screen  *ui.Live
 	running bool
-}
-
-type tickMsg struct{}
-
-func tick() tea.Cmd {
-	return tea.Tick(100*time.Millisecond, func(time.Time) tea.Msg { return tickMsg{} })
-}
-
-// liveModel is what is redrawn: the bars of the running step, and how long it has run.
-type liveModel struct {
-	clock   clock.Clock
-	step    stepMsg
+	began   time.Time
 	rollout api.Rollout
 	frame   int
 }
 
-func (m liveModel) Init() tea.Cmd { return tick() }
+// redraw is how often the running step is drawn again.
+const redraw = 100 * time.Millisecond
 
-func (m liveModel) Update(msg tea.Msg) (tea.Model, tea.Cmd) {
-	switch msg := msg.(type) {
-	case tickMsg:
-		m.frame++
-		return m, tick()
-	case stepMsg:
-		m.step, m.rollout = msg, api.Rollout{}
-	case api.Rollout:
-		m.rollout = msg
-	}
-	return m, nil
+func newLive(ctx context.Context, out *os.File, clk clock.Clock) *live {
+	ctx, stop := context.WithCancel(ctx)
+	l := &live{screen: ui.NewLive(out), clock: clk, stop: stop, done: make(chan struct{})}
+	go func() {
+		defer close(l.done)
+		for clk.Sleep(ctx, redraw) == nil {
+			l.change(func() { l.frame++ }, "")
+		}
+	}()
+	return l
+}
+
+// change changes what is shown, with text printed above it for good.
+func (l *live) change(f func(), text string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	f()
+	l.screen.Draw(text, l.lines())
 }
 
 var frames = []string{"⠋", "⠙", "⠹", "⠸", "⠼", "⠴", "⠦", "⠧", "⠇", "⠏"}
 
-func (m liveModel) View() tea.View {
-	if !m.step.running {
-		return tea.NewView("")
-	}
-	var b strings.Builder
-	for _, line := range waveLines(m.rollout) {
-		b.WriteString(line + "\n")
+// lines draws the running step.
+func (l *live) lines() []string {
+	if !l.running {
+		return nil
 	}
 	state := "working"
-	if m.rollout.State != "" {
-		state = ui.Rollout(m.rollout.State)
+	if l.rollout.State != "" {
+		state = ui.Rollout(l.rollout.State)
 	}
-	fmt.Fprintf(&b, "  %s %s %s", frames[m.frame%len(frames)], state,
-		ui.Dim(fmt.Sprintf("%.1f s", m.clock.Now().Sub(m.step.began).Seconds())))
-	return tea.NewView(b.String())
+	return append(waveLines(l.rollout), fmt.Sprintf("  %s %s %s", frames[l.frame%len(frames)], state,
+		ui.Dim(fmt.Sprintf("%.1f s", l.clock.Now().Sub(l.began).Seconds()))))
+}
+
+func (l *live) begin(title, what string) {
+	l.change(func() { l.running, l.began, l.rollout = true, l.clock.Now(), api.Rollout{} },
+		"\n"+ui.Bold(title)+"\n"+explain(what)+"\n")
+}
+
+func (l *live) waves(r api.Rollout) { l.change(func() { l.rollout = r }, "") }
+
+func (l *live) end(ok bool, outcome string) {
+	lines := append(waveLines(l.rollout), verdict(ok, outcome, l.clock.Now().Sub(l.began)))
+	l.change(func() { l.running = false }, strings.Join(lines, "\n")+"\n")
+}
+
+func (l *live) say(format string, args ...any) {
+	l.change(func() {}, fmt.Sprintf(format+"\n", args...))
+}
+
+func (l *live) close() {
+	l.stop()
+	<-l.done
+	l.change(func() { l.running = false }, "")
 }

@@ -47,7 +47,7 @@ func (r *Record) noteEvent(e *api.Event, to api.HostState) {
 	case api.ProbeResult:
 		r.result(e)
 	case api.HealthFailed:
-		r.fail(e, api.CodeHealthFailed, "failing for "+e.SustainedFor.String()+": "+strings.Join(clipList(e.FailingProbes), ", "))
+		r.fail(e, api.CodeHealthFailed, "failing for "+api.Duration(e.SustainedFor.Std().Round(100*time.Millisecond)).String()+": "+strings.Join(clipList(e.FailingProbes), ", "))
 		r.going(to, api.CauseHealth)
 	case api.RollbackStarted:
 		r.going(to, e.Cause)
