@@ -5,12 +5,14 @@ import (
 	"crypto/x509"
 	"encoding/pem"
 	"fmt"
+	"io"
 	"log/slog"
 	"net/http"
 	"os"
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -46,11 +48,16 @@ func config(t *testing.T, ca *standin.CA, cp *standin.ControlPlane, name string)
 // start runs an agent and returns what ends it and says how it ended.
 func start(t *testing.T, c agent.Config) (stop func() error) {
 	t.Helper()
+	return startLogging(t, c, t.Output())
+}
+
+func startLogging(t *testing.T, c agent.Config, log io.Writer) (stop func() error) {
+	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() {
 		done <- agent.Run(ctx, c, agent.Options{
-			Logger: slog.New(slog.NewTextHandler(t.Output(), nil)), Clock: clock.System{}, Version: "test",
+			Logger: slog.New(slog.NewTextHandler(log, nil)), Clock: clock.System{}, Version: "test",
 		})
 	}()
 	stopped := false
@@ -125,23 +132,41 @@ func TestTwoAgentsNeverShareAStateFolder(t *testing.T) {
 
 func TestAnAgentEndsSoonWhateverItWaitsFor(t *testing.T) {
 	ca := standin.NewCA(t)
-	hang := func(w http.ResponseWriter, r *http.Request) { <-r.Context().Done() }
-	for name, prepare := range map[string]func(cp *standin.ControlPlane){
-		"a dead control plane": func(cp *standin.ControlPlane) { cp.Close() },
-		"one that never answers": func(cp *standin.ControlPlane) {
-			cp.Handle("POST /v1/agent/heartbeat", hang)
-		},
-	} {
-		t.Run(name, func(t *testing.T) {
-			cp := standin.Start(t, ca)
-			prepare(cp)
-			stop := start(t, config(t, ca, cp, "web-01"))
-			clock.System{}.Sleep(t.Context(), 300*time.Millisecond)
-			if err := stop(); err != nil {
-				t.Error(err)
-			}
-		})
+	t.Run("a control plane that never answers", func(t *testing.T) {
+		cp := standin.Start(t, ca)
+		cp.Handle("POST /v1/agent/heartbeat", func(w http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
+		stop := start(t, config(t, ca, cp, "web-01"))
+		cp.Wait("it beats", func() bool { return len(cp.Requests("")) > 0 })
+		if err := stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Run("a dead one", func(t *testing.T) {
+		cp := standin.Start(t, ca)
+		cp.Close()
+		c := config(t, ca, cp, "web-01")
+		c.ErrorBackoff = time.Hour
+		failed := &waiter{text: "heartbeat failed", found: make(chan struct{})}
+		stop := startLogging(t, c, failed)
+		<-failed.found
+		if err := stop(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// waiter is a log that tells when it was told of something.
+type waiter struct {
+	text  string
+	found chan struct{}
+	once  sync.Once
+}
+
+func (w *waiter) Write(p []byte) (int, error) {
+	if strings.Contains(string(p), w.text) {
+		w.once.Do(func() { close(w.found) })
 	}
+	return len(p), nil
 }
 
 func TestAnAgentDoesNotStartWithoutWhatItNeeds(t *testing.T) {

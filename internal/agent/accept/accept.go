@@ -128,19 +128,19 @@ func (k *Keeper) Accept(rolloutID string, envelope []byte, proof api.HostProof) 
 		return manifest.Accepted{}, err
 	}
 	now := k.o.Clock.Now()
-	last := k.highest(channel, now)
+	records, latest := k.records(now)
 	a := manifest.Acceptance{
 		Root: k.o.Root, RolloutID: rolloutID, Hostname: k.o.Hostname, Now: now, Envelope: envelope, Proof: proof,
-		Last: last, PreviousChannel: k.r.Channel, LatestSignedAt: k.latestSignedAt(now), AllowedChannels: k.o.Channels,
+		Last: records[channel], PreviousChannel: k.r.Channel, LatestSignedAt: latest, AllowedChannels: k.o.Channels,
 	}
 	if k.r.Channel != channel {
-		a.PreviousLast = k.highest(k.r.Channel, now)
+		a.PreviousLast = records[k.r.Channel]
 	}
 	ok, err := manifest.Accept(a)
 	if err != nil {
 		return manifest.Accepted{}, err
 	}
-	if last == nil || manifest.PositionOf(ok.Manifest.Value()).Compare(manifest.PositionOf(last.Value())) > 0 {
+	if a.Last == nil || manifest.PositionOf(ok.Manifest.Value()).Compare(manifest.PositionOf(a.Last.Value())) > 0 {
 		err = k.remember(channel, accepted{RolloutID: rolloutID, Envelope: envelope})
 	}
 	return ok, err
@@ -160,15 +160,22 @@ func (k *Keeper) highest(channel string, now time.Time) *trust.Verified[api.Mani
 	return &v
 }
 
-// latestSignedAt is the time before which it cannot be now: the latest that a trusted key signed.
-func (k *Keeper) latestSignedAt(now time.Time) time.Time {
+// records returns the highest manifest of every channel, and the time before which it cannot be now:
+// the latest at which one of them was signed.
+func (k *Keeper) records(now time.Time) (map[string]*trust.Verified[api.Manifest], time.Time) {
+	records := make(map[string]*trust.Verified[api.Manifest], len(k.r.Accepted))
 	var latest time.Time
 	for channel := range k.r.Accepted {
-		if v := k.highest(channel, now); v != nil && v.Value().SignedAt.After(latest) {
+		v := k.highest(channel, now)
+		if v == nil {
+			continue
+		}
+		records[channel] = v
+		if v.Value().SignedAt.After(latest) {
 			latest = v.Value().SignedAt
 		}
 	}
-	return latest
+	return records, latest
 }
 
 func (k *Keeper) remember(channel string, a accepted) error {
