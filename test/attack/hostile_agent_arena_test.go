@@ -59,6 +59,7 @@ type arena struct {
 
 	released int
 	actors   []*actor
+	recorded []rollout.Entry // the whole log, once it is over
 
 	good *actor
 }
@@ -100,6 +101,7 @@ metrics_listen = "127.0.0.1:0"
 state_dir = %q
 trust_file = %q
 trust_domain = %q
+shutdown_timeout = "1s"
 [tls]
 cert = %q
 key = %q
@@ -294,8 +296,9 @@ func (a *arena) picture() (all struct {
 // checkLog compares the log with what each host was acknowledged. The control plane is stopped.
 func (a *arena) checkLog() {
 	a.t.Helper()
+	a.recorded = a.entries()
 	recorded := map[string][]said{}
-	for _, e := range a.entries() {
+	for _, e := range a.recorded {
 		if event, ok := e.Body.(rollout.HostEvent); ok {
 			recorded[e.Hostname] = append(recorded[e.Hostname], said{
 				event.JournalID, e.RolloutID, event.Event.Seq, event.Event.Kind, event.Refused,
