@@ -67,7 +67,7 @@ func New(o Options) *Worker {
 	}
 }
 
-// Resend ends a back-off: the control plane asked again for what it was not sent yet.
+// Resend has everything tried again now: the control plane asked for what it was not sent yet.
 func (w *Worker) Resend() { signal(w.kick) }
 
 // Heard says that a heartbeat was answered: rollouts that the control plane did not know are tried again.
@@ -116,6 +116,7 @@ func (w *Worker) wait(ctx context.Context, timer <-chan time.Time, ready <-chan 
 	case <-timer:
 	case <-ready:
 	case <-w.kick:
+		clear(w.held)
 	case <-w.heard:
 		clear(w.held)
 	}

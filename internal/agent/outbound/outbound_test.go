@@ -283,7 +283,14 @@ func TestARolloutThatTheControlPlaneDoesNotKnowWaitsForTheNextHeartbeat(t *testi
 		r.worker.Heard()
 		r.pass(time.Minute)
 		r.want("after it", r.sent(), []string{"a 1-1", "b 1-1", "a 1-2", "a 1-2"})
-		if r.acked["a"] != 2 {
+		r.answer("a", problem(404, api.CodeUnknownRollout))
+		r.add("a")
+		r.pass(time.Minute)
+		r.cp.Handle(eventsPath, nil)
+		r.worker.Resend() // it dispatches the rollout, so it knows it
+		r.pass(time.Second)
+		r.want("when it is dispatched again", r.sent()[4:], []string{"a 3-3", "a 3-3"})
+		if r.acked["a"] != 3 {
 			t.Errorf("acknowledged %v", r.acked)
 		}
 	})
