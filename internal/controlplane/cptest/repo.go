@@ -25,11 +25,16 @@ type Repo struct {
 // NewRepo makes an empty repository.
 func NewRepo(tb testing.TB) *Repo {
 	tb.Helper()
-	r := &Repo{tb: tb, Dir: tb.TempDir()}
-	if err := os.Mkdir(filepath.Join(r.Dir, "objects"), 0o755); err != nil {
+	return NewRepoIn(tb, tb.TempDir())
+}
+
+// NewRepoIn makes an empty repository in a directory.
+func NewRepoIn(tb testing.TB, dir string) *Repo {
+	tb.Helper()
+	if err := os.MkdirAll(filepath.Join(dir, "objects"), 0o755); err != nil {
 		tb.Fatal(err)
 	}
-	return r
+	return &Repo{tb: tb, Dir: dir}
 }
 
 // URL is the repository's, as in [source] url.
