@@ -19,6 +19,8 @@ import (
 	"path/filepath"
 	"testing"
 	"time"
+
+	"nixfleet.dev/nixfleet/internal/clock"
 )
 
 // TrustDomain is that of every certificate here, unless a test says otherwise.
@@ -48,7 +50,7 @@ func NewCA(tb testing.TB) *CA {
 	key := newKey(tb)
 	template := &x509.Certificate{
 		SerialNumber: serial(tb), Subject: pkix.Name{CommonName: "test CA"}, IsCA: true, BasicConstraintsValid: true,
-		KeyUsage: x509.KeyUsageCertSign, NotBefore: time.Now().Add(-24 * time.Hour), NotAfter: time.Now().Add(24 * time.Hour),
+		KeyUsage: x509.KeyUsageCertSign, NotBefore: (clock.System{}).Now().Add(-24 * time.Hour), NotAfter: (clock.System{}).Now().Add(24 * time.Hour),
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
 	if err != nil {
@@ -82,10 +84,10 @@ func (ca *CA) Issue(s Spec) tls.Certificate {
 	ca.tb.Helper()
 	key := newKey(ca.tb)
 	if s.NotBefore.IsZero() {
-		s.NotBefore = time.Now().Add(-time.Hour)
+		s.NotBefore = (clock.System{}).Now().Add(-time.Hour)
 	}
 	if s.NotAfter.IsZero() {
-		s.NotAfter = time.Now().Add(24 * time.Hour)
+		s.NotAfter = (clock.System{}).Now().Add(24 * time.Hour)
 	}
 	if s.EKU == nil {
 		s.EKU = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}

@@ -91,7 +91,7 @@ func (l *listener) handshake(ctx context.Context, raw *rawConn) {
 	if err := c.HandshakeContext(ctx); err != nil {
 		l.s.metrics.handshakeFailures.Inc()
 		l.s.log.Debug("a TLS handshake failed", "remote", raw.RemoteAddr().String(), "err", err)
-		c.Close()
+		_ = c.Close()
 		return
 	}
 	state := c.ConnectionState()

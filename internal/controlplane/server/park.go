@@ -182,11 +182,11 @@ func (p *poll) respond(answer dispatch.Answer) {
 	status, header, body := p.s.pollResponse(p.conn.peer, answer)
 	closing := header.Get("Connection") == "close"
 	if err := p.conn.SetWriteDeadline(p.s.clock.Now().Add(writeTimeout)); err != nil {
-		p.conn.Close()
+		_ = p.conn.Close()
 		return
 	}
 	if _, err := p.conn.Write(rawResponse(p.s.clock.Now(), status, header, body)); err != nil || closing {
-		p.conn.Close()
+		_ = p.conn.Close()
 		return
 	}
 	p.conn.resume()
@@ -269,7 +269,7 @@ func (ps *polls) closeIdle() {
 	idle := slices.Collect(maps.Keys(ps.idle))
 	ps.mu.Unlock()
 	for _, c := range idle {
-		c.Close()
+		_ = c.Close()
 	}
 }
 
@@ -280,7 +280,7 @@ func (ps *polls) wait(ctx context.Context) {
 		defer ps.mu.Unlock()
 		for p := range ps.parked {
 			if c := p.taken(); c != nil {
-				go c.Close()
+				go func() { _ = c.Close() }()
 			}
 		}
 	})
