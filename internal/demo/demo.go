@@ -178,9 +178,6 @@ type demo struct {
 	cancel  context.CancelCauseFunc
 	workers sync.WaitGroup
 	logs    []*os.File
-
-	failure sync.Once
-	failed  error // why a part ended by itself; read after workers are done, or through the context's cause
 }
 
 // chooseScreen returns what shows the run: redrawn in place on a terminal, lines elsewhere, and with

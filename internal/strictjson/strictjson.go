@@ -78,7 +78,7 @@ func decode(what string, data []byte, limit int, v any) error {
 	if err := c.value(reflect.TypeOf(v).Elem(), 0); err != nil {
 		return c.fail(what, err)
 	}
-	if _, err := c.dec.ReadToken(); err != io.EOF {
+	if _, err := c.dec.ReadToken(); !errors.Is(err, io.EOF) {
 		return &Error{What: what, Reason: "has something after the JSON value"}
 	}
 	if err := json.Unmarshal(data, v); err != nil {

@@ -13,7 +13,6 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
-	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -228,13 +227,4 @@ func configs(machines []lab.Machine) []string {
 		paths = append(paths, m.Config())
 	}
 	return paths
-}
-
-// names joins machine names for messages.
-func names(machines []lab.Machine) string {
-	var all []string
-	for _, m := range machines {
-		all = append(all, m.Name)
-	}
-	return strings.Join(all, " ")
 }
