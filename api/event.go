@@ -147,25 +147,30 @@ type eventField struct {
 	name     string
 	index    int
 	optional bool
+	plain    bool // its kind says how it is written: it has no method for that
 }
 
 // eventCodec holds each kind's fields, the common three first.
 var eventCodec = func() map[EventKind][]eventField {
-	byName := map[string]int{}
+	byName := map[string]eventField{}
 	for i := range reflect.TypeFor[Event]().NumField() {
-		byName[reflect.TypeFor[Event]().Field(i).Tag.Get("json")] = i
+		field := reflect.TypeFor[Event]().Field(i)
+		name := field.Tag.Get("json")
+		byName[name] = eventField{name: name, index: i, plain: field.Type.NumMethod() == 0}
 	}
 	codec := map[EventKind][]eventField{}
 	for kind, list := range eventFields {
 		for name := range strings.FieldsSeq("seq kind at " + list) {
 			name, optional := strings.CutSuffix(name, "?")
-			codec[kind] = append(codec[kind], eventField{name, byName[name], optional})
+			field := byName[name]
+			field.optional = optional
+			codec[kind] = append(codec[kind], field)
 		}
 	}
 	return codec
 }()
 
-var headerFields = []eventField{{name: "seq", index: 0}, {name: "kind", index: 1}, {name: "at", index: 2}}
+var headerFields = []eventField{{name: "seq", index: 0, plain: true}, {name: "kind", index: 1, plain: true}, {name: "at", index: 2}}
 
 func fieldsOf(kind EventKind) []eventField {
 	if fields, ok := eventCodec[kind]; ok {
@@ -175,20 +180,34 @@ func fieldsOf(kind EventKind) []eventField {
 }
 
 // MarshalJSONTo implements json.MarshalerTo: it writes all fields of the event's kind and no others.
-func (e Event) MarshalJSONTo(enc *jsontext.Encoder) error {
+func (e *Event) MarshalJSONTo(enc *jsontext.Encoder) error {
 	if err := enc.WriteToken(jsontext.BeginObject); err != nil {
 		return err
 	}
-	v := reflect.ValueOf(e)
+	v := reflect.ValueOf(e).Elem()
 	for _, f := range fieldsOf(e.Kind) {
 		if err := enc.WriteToken(jsontext.String(f.name)); err != nil {
 			return err
 		}
-		if err := json.MarshalEncode(enc, v.Field(f.index).Interface()); err != nil {
+		if err := f.marshal(enc, v.Field(f.index)); err != nil {
 			return fmt.Errorf("%s: %w", f.name, err)
 		}
 	}
 	return enc.WriteToken(jsontext.EndObject)
+}
+
+// marshal writes a field. Events are most of what is encoded anywhere, and most of their fields are of
+// the three plain kinds.
+func (f eventField) marshal(enc *jsontext.Encoder, v reflect.Value) error {
+	switch {
+	case f.plain && v.Kind() == reflect.String:
+		return enc.WriteToken(jsontext.String(v.String()))
+	case f.plain && v.CanInt():
+		return enc.WriteToken(jsontext.Int(v.Int()))
+	case f.plain && v.Kind() == reflect.Bool:
+		return enc.WriteToken(jsontext.Bool(v.Bool()))
+	}
+	return json.MarshalEncode(enc, v.Addr().Interface())
 }
 
 // UnmarshalJSONFrom implements json.UnmarshalerFrom: a field of the event's kind that is missing or

@@ -21,8 +21,19 @@ func (f *Fleet) Apply(e Entry) error {
 		return fmt.Errorf("apply log entry %d (%s): %w", e.LogSeq, e.Kind(), err)
 	}
 	f.logSeq = e.LogSeq
-	f.names = f.sortedNames()
+	f.nameHosts(e.Hostname)
 	return nil
+}
+
+// nameHosts brings the sorted names up to date. One host that is new, of the entry just applied, is put
+// in its place: sorting anew for each would cost a fleet that introduces itself minutes.
+func (f *Fleet) nameHosts(name string) {
+	i, found := slices.BinarySearch(f.names, name)
+	if len(f.hosts) == len(f.names)+1 && f.hosts[name] != nil && !found {
+		f.names = slices.Insert(f.names, i, name)
+		return
+	}
+	f.names = f.sortedNames()
 }
 
 func (f *Fleet) apply(e Entry) error {

@@ -12,7 +12,9 @@ import (
 
 // group is what is committed at once, and what is told to whom after that.
 type group struct {
-	entries []rollout.Entry
+	entries []store.Entry
+	size    int64      // about how many bytes they take
+	refused []api.Code // of the events among them that contradict the record
 	inputs  []answered
 	offers  []offer // in the order to make them in
 }
@@ -60,39 +62,36 @@ func (w *Writer) write(ctx context.Context, g *group) error {
 	if len(g.entries) == 0 {
 		return nil
 	}
-	entries, size, err := encode(g.entries)
-	if err != nil {
-		return err
-	}
 	began := w.clock.Now()
-	if err := w.store.Append(ctx, entries); err != nil {
+	if err := w.store.Append(ctx, g.entries); err != nil {
 		return err
 	}
 	w.metrics.wrote(g, w.clock.Now().Sub(began))
-	w.committed.advance(entries[len(entries)-1].Seq)
-	w.snapshots.grown(size)
+	w.committed.advance(g.entries[len(g.entries)-1].Seq)
+	w.snapshots.grown(g.size)
 	return nil
 }
 
-// encode returns entries as the store keeps them, and about how many bytes they take.
-func encode(entries []rollout.Entry) ([]store.Entry, int64, error) {
-	out := make([]store.Entry, len(entries))
-	size := 0
-	for i, e := range entries {
-		body, err := rollout.EncodeBody(e.Body)
-		if err != nil {
-			return nil, 0, err
-		}
-		out[i] = store.Entry{
-			Seq: e.LogSeq, RecordedAt: e.RecordedAt, Kind: string(e.Kind()),
-			RolloutID: e.RolloutID, Hostname: e.Hostname, Body: body,
-		}
-		size += len(body) + len(e.RolloutID) + len(e.Hostname)
+// add puts an entry into the group, as the store keeps it.
+func (g *group) add(e rollout.Entry) error {
+	body, err := rollout.EncodeBody(e.Body)
+	if err != nil {
+		return err
 	}
-	return out, int64(size), nil
+	g.entries = append(g.entries, store.Entry{
+		Seq: e.LogSeq, RecordedAt: e.RecordedAt, Kind: string(e.Kind()),
+		RolloutID: e.RolloutID, Hostname: e.Hostname, Body: body,
+	})
+	g.size += sizeOf(g.entries[len(g.entries)-1])
+	if event, ok := e.Body.(rollout.HostEvent); ok && event.Refused != "" {
+		g.refused = append(g.refused, event.Refused)
+	}
+	return nil
 }
 
-// decode is the reverse of encode.
+func sizeOf(e store.Entry) int64 { return int64(len(e.Body) + len(e.RolloutID) + len(e.Hostname)) }
+
+// decode is the reverse of add.
 func decode(e store.Entry) (rollout.Entry, error) {
 	body, err := rollout.DecodeBody(rollout.Kind(e.Kind), e.Body)
 	return rollout.Entry{

@@ -20,9 +20,10 @@ type core struct {
 	fleet  *rollout.Fleet
 	groups chan *group // to the committer
 
-	pending []*group  // not handed over yet, oldest first
-	backlog int       // entries in pending
-	due     time.Time // when time alone makes a decision due, or zero
+	pending []*group          // not handed over yet, oldest first
+	backlog int               // entries in pending
+	where   map[string]*group // each host's last entry of this turn
+	due     time.Time         // when time alone makes a decision due, or zero
 }
 
 // run takes turns until ctx ends and everything is handed over, or failed ends.
@@ -131,7 +132,8 @@ func timeOf(t *time.Timer) <-chan time.Time {
 // last time; then it plans if any of that calls for it, or if plan says so.
 func (c *core) take(in *input, plan bool) error {
 	now := c.w.now()
-	t := turn{core: c, now: now, where: map[string]*group{}}
+	clear(c.where)
+	t := turn{core: c, now: now}
 	c.w.mu.Lock()
 	defer c.w.mu.Unlock()
 	for n := 0; in != nil; in = c.w.intake.more() {
@@ -158,9 +160,8 @@ func (c *core) take(in *input, plan bool) error {
 // turn is what one turn of the core works with.
 type turn struct {
 	*core
-	now   time.Time
-	look  bool              // there may be something to decide
-	where map[string]*group // each host's last entry of this turn
+	now  time.Time
+	look bool // there may be something to decide
 }
 
 // judge has the fleet judge one input and records what comes of it, in one group.
@@ -202,7 +203,9 @@ func (t *turn) record(g *group, entries []rollout.Entry) error {
 		if err := t.fleet.Apply(e); err != nil {
 			return fmt.Errorf("apply entry %d (%s): %w", e.LogSeq, e.Kind(), err)
 		}
-		g.entries = append(g.entries, e)
+		if err := g.add(e); err != nil {
+			return err
+		}
 		if e.Hostname != "" {
 			t.where[e.Hostname] = g
 		}

@@ -39,7 +39,7 @@ func fold(ctx context.Context, s store.Store, options rollout.Options, log *slog
 		if err != nil {
 			return f, fmt.Errorf("entry %d (%s): %w", e.Seq, e.Kind, err)
 		}
-		f.tail += int64(len(e.Body) + len(e.RolloutID) + len(e.Hostname))
+		f.tail += sizeOf(e)
 	}
 	return f, nil
 }

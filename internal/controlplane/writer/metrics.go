@@ -4,8 +4,6 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-
-	"nixfleet.dev/nixfleet/internal/rollout"
 )
 
 // metrics are what a Writer counts.
@@ -62,11 +60,11 @@ func newMetrics(r prometheus.Registerer, queue chan *input) *metrics {
 func (m *metrics) wrote(g *group, took time.Duration) {
 	m.group.Observe(float64(len(g.entries)))
 	m.commit.Observe(took.Seconds())
-	m.logSeq.Set(float64(g.entries[len(g.entries)-1].LogSeq))
+	m.logSeq.Set(float64(g.entries[len(g.entries)-1].Seq))
 	for _, e := range g.entries {
-		m.entries.WithLabelValues(string(e.Kind())).Inc()
-		if event, ok := e.Body.(rollout.HostEvent); ok && event.Refused != "" {
-			m.refused.WithLabelValues(string(event.Refused)).Inc()
-		}
+		m.entries.WithLabelValues(e.Kind).Inc()
+	}
+	for _, code := range g.refused {
+		m.refused.WithLabelValues(string(code)).Inc()
 	}
 }

@@ -142,7 +142,7 @@ func (w *Writer) start(ctx context.Context) (*rollout.Fleet, error) {
 func (w *Writer) serve(ctx context.Context, fleet *rollout.Fleet) error {
 	failed, fail := context.WithCancelCause(context.WithoutCancel(ctx))
 	defer fail(nil)
-	c := &core{w: w, fleet: fleet, groups: make(chan *group)}
+	c := &core{w: w, fleet: fleet, groups: make(chan *group), where: map[string]*group{}}
 	var committer sync.WaitGroup
 	committer.Go(func() {
 		if err := w.commit(context.WithoutCancel(ctx), c.groups); err != nil {
