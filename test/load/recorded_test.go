@@ -81,6 +81,46 @@ func (a *agent) converge(d api.Dispatch) error {
 	return nil
 }
 
+// BenchmarkP1MemoryRecorded is BenchmarkP1Memory with a whole control plane: each agent has sent a heartbeat
+// and waits for its wave of a rollout, which a canary holds back.
+func BenchmarkP1MemoryRecorded(b *testing.B) {
+	n := agents(5000)
+	c := newCertificates(b, n+1)
+	for range b.N {
+		few := &certificates{ca: c.ca, dir: c.dir, hosts: c.hosts[:n]}
+		baseline := memory(b, few, bare)
+		c.release(b, n+1, true)
+		few.dir = c.dir
+		var ours float64
+		settle(b, few, func(p *process, all []*agent) {
+			p.awaitParked(len(all))
+			ours = float64(p.usage().Peak-p.base) / float64(len(all))
+		})
+		b.ReportMetric(baseline/1000, "bare-KB/agent")
+		b.ReportMetric(ours/1000, "KB/agent")
+		b.ReportMetric(ours/baseline, "ratio")
+	}
+}
+
+// settle runs f with agents that sent a heartbeat and then a poll to a whole control plane.
+func settle(b *testing.B, c *certificates, f func(p *process, all []*agent)) {
+	b.Helper()
+	p := launch(b, whole, c.dir)
+	defer p.stop()
+	all := connect(b, c, p.Addr, func(a *agent) error {
+		if _, err := a.heartbeat(); err != nil {
+			return err
+		}
+		return a.poll()
+	})
+	defer func() {
+		for _, a := range all {
+			a.conn.NetConn().Close()
+		}
+	}()
+	f(p, all)
+}
+
 // BenchmarkP2WakeOneRecorded is BenchmarkP2WakeOne with a whole control plane: a host's heartbeat has the
 // planner dispatch it, and its parked poll is answered once that is on disk.
 func BenchmarkP2WakeOneRecorded(b *testing.B) {
@@ -133,35 +173,25 @@ func BenchmarkP2WakeAllRecorded(b *testing.B) {
 	}
 }
 
-func openWave(b *testing.B, c *certificates) []time.Duration {
-	p := launch(b, whole, c.dir)
-	defer p.stop()
-	all := connect(b, c, p.Addr, func(a *agent) error {
-		if _, err := a.heartbeat(); err != nil {
-			return err
+func openWave(b *testing.B, c *certificates) (took []time.Duration) {
+	settle(b, c, func(p *process, all []*agent) {
+		first, others := all[len(all)-1], all[:len(all)-1]
+		_, body, err := first.receive(200)
+		if err != nil {
+			b.Fatal(err)
 		}
-		return a.poll()
+		var d api.Dispatch
+		if err := json.Unmarshal(body, &d); err != nil {
+			b.Fatal(err)
+		}
+		p.awaitParked(len(others))
+		took = arrivals(b, others, func() time.Time {
+			began := time.Now()
+			if err := first.converge(d); err != nil {
+				b.Error(err)
+			}
+			return began
+		})
 	})
-	defer func() {
-		for _, a := range all {
-			a.conn.NetConn().Close()
-		}
-	}()
-	first, others := all[len(all)-1], all[:len(all)-1]
-	_, body, err := first.receive(200)
-	if err != nil {
-		b.Fatal(err)
-	}
-	var d api.Dispatch
-	if err := json.Unmarshal(body, &d); err != nil {
-		b.Fatal(err)
-	}
-	p.awaitParked(len(others))
-	return arrivals(b, others, func() time.Time {
-		began := time.Now()
-		if err := first.converge(d); err != nil {
-			b.Error(err)
-		}
-		return began
-	})
+	return took
 }
