@@ -50,12 +50,3 @@ func say(w http.ResponseWriter, status int, text string) {
 	w.WriteHeader(status)
 	_, _ = io.WriteString(w, text+"\n") // the peer has gone away, if this fails
 }
-
-// readFull reads r to its end, at most as much as fits.
-func readFull(r io.Reader, into []byte) (int, error) {
-	n, err := io.ReadFull(r, into)
-	if errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF) {
-		err = nil
-	}
-	return n, err
-}

@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
 	"net"
@@ -33,8 +34,8 @@ import (
 // database, so that losing that does not undo it.
 const acceptedDir = "accepted"
 
-// reloadEvery is how often the files that may be replaced are looked at.
-const reloadEvery = 10 * time.Second
+// defaultReload is how often the files that may be replaced are looked at.
+const defaultReload = 10 * time.Second
 
 // Options are what a Config does not say. Logger and Clock are needed.
 type Options struct {
@@ -46,12 +47,16 @@ type Options struct {
 
 	HeartbeatInterval time.Duration     // what agents are told; rollout's default when zero
 	SourceTransport   http.RoundTripper // for an https:// repository; one with the system's CAs when nil
+	ReloadEvery       time.Duration     // how often replaced files are looked for; 10 s when zero
 }
 
 // Run runs a control plane until ctx ends, and then stops it within c.ShutdownTimeout: parked polls
 // and requests are answered, what was taken is written. It returns nil after that; any other return is
 // why it could not start or go on. Several may run in one process, each in its own StateDir.
 func Run(ctx context.Context, c Config, o Options) error {
+	if o.ReloadEvery <= 0 {
+		o.ReloadEvery = defaultReload
+	}
 	s := &supervisor{config: c, options: o, log: o.Logger, registry: prometheus.NewRegistry()}
 	if err := s.prepare(); err != nil {
 		return err
@@ -114,12 +119,11 @@ func loadTrust(name string) (*trust.Root, error) {
 		return nil, fmt.Errorf("reading trust.json: %w", err)
 	}
 	defer file.Close()
-	data := make([]byte, api.MaxTrust+1)
-	n, err := readFull(file, data)
+	data, err := io.ReadAll(io.LimitReader(file, api.MaxTrust+1))
 	if err != nil {
 		return nil, fmt.Errorf("reading trust.json: %w", err)
 	}
-	return trust.ParseRoot(name, data[:n])
+	return trust.ParseRoot(name, data)
 }
 
 func (s *supervisor) listen(ctx context.Context) (err error) {
@@ -265,7 +269,7 @@ func (s *supervisor) whenReady(ctx context.Context) {
 
 // reload looks again and again whether a file was replaced: certificates, CAs, trust.json.
 func (s *supervisor) reload(ctx context.Context) {
-	for s.options.Clock.Sleep(ctx, reloadEvery) == nil {
+	for s.options.Clock.Sleep(ctx, s.options.ReloadEvery) == nil {
 		changed, err := s.credentials.Reload()
 		s.reloaded("the server's certificates", changed, err)
 		if changed {

@@ -17,10 +17,12 @@ import (
 	"time"
 
 	"github.com/go-json-experiment/json"
+	"github.com/prometheus/client_golang/prometheus"
 
 	"nixfleet.dev/nixfleet/api"
 	"nixfleet.dev/nixfleet/internal/clock"
 	"nixfleet.dev/nixfleet/internal/controlplane/cptest"
+	"nixfleet.dev/nixfleet/internal/controlplane/store/sqlite"
 	"nixfleet.dev/nixfleet/internal/manifest"
 	"nixfleet.dev/nixfleet/internal/manifest/manifesttest"
 )
@@ -84,7 +86,7 @@ func (w *world) start() {
 	done := w.done
 	go func() {
 		done <- Run(ctx, w.config, Options{
-			Logger: slog.New(slog.NewTextHandler(w.log, nil)), Clock: clock.System{}, Version: "v1.2.3",
+			Logger: slog.New(slog.NewTextHandler(w.log, nil)), Clock: clock.System{}, Version: "v1.2.3", ReloadEvery: 20 * time.Millisecond,
 			Ready: func(addr, metrics net.Addr) { ready <- [2]string{addr.String(), metrics.String()} },
 		})
 	}()
@@ -341,6 +343,53 @@ func TestRevocationsAreInForceAfterARestartWithoutTheRepository(t *testing.T) {
 	w.start()
 	if !refused() {
 		t.Error("the revocation was forgotten")
+	}
+}
+
+func TestFilesThatAreReplacedAreReadAgain(t *testing.T) {
+	w := newWorld(t)
+	w.release("0a1b2c3d", 100)
+	w.start()
+	old := w.client(w.ca.Operator("alice"))
+	channels := func(c *http.Client) (list api.List[api.Channel], status int) {
+		status = w.call(c, "GET", "/v1/channels", nil, &list)
+		return list, status
+	}
+	w.eventually(func() bool { list, _ := channels(old); return len(list.Items) == 1 }, "the release is there")
+
+	must(t, os.WriteFile(w.config.TrustFile, []byte("half"), 0o600))
+	w.eventually(func() bool { return strings.Contains(w.log.String(), "cannot be used") }, "a broken trust.json is reported")
+	trusted := manifesttest.Trust()
+	trusted.Release.Keys = []api.TrustKey{manifesttest.Trusted("next", manifesttest.Key("next"))}
+	must(t, os.WriteFile(w.config.TrustFile, manifesttest.TrustJSON(trusted), 0o600))
+	w.eventually(func() bool { return strings.Contains(w.log.String(), "signature-invalid") }, "the old key is not trusted any more")
+	now := time.Now()
+	next := w.repo.Add(cptest.Fleet("stable", 3, "2"), "stable", "0b1b2c3d", 200, now, nil, manifesttest.Key("next"))
+	w.repo.Publish(w.repo.Index(200, now, next), manifesttest.Key("next"))
+	w.eventually(func() bool { list, _ := channels(old); return list.Items[0].RolloutID == next.ID }, "a release of the new key is adopted")
+
+	ca := cptest.NewCA(t)
+	ca.WriteFiles(filepath.Dir(w.config.TLS.Cert), ca.Server())
+	w.eventually(func() bool { _, status := channels(old); return status == 401 }, "certificates of the old CA are refused")
+	w.ca = ca
+	if _, status := channels(w.client(ca.Operator("alice"))); status != 200 {
+		t.Errorf("a certificate of the new CA got %d", status)
+	}
+}
+
+func TestAPartThatFailsEndsTheControlPlane(t *testing.T) {
+	w := newWorld(t)
+	s := &supervisor{config: w.config, options: Options{Logger: slog.New(slog.DiscardHandler), Clock: clock.System{}, ReloadEvery: time.Hour},
+		log: slog.New(slog.DiscardHandler), registry: prometheus.NewRegistry()}
+	must(t, s.prepare())
+	must(t, s.listen(t.Context()))
+	db, err := sqlite.Open(t.Context(), w.config.StateDir, clock.System{})
+	must(t, err)
+	defer db.Close()
+	must(t, s.assemble(db))
+	s.options.Ready = func(_, _ net.Addr) { s.socket.Close() }
+	if err := s.run(t.Context()); err == nil || !strings.Contains(err.Error(), "accepting connections") {
+		t.Errorf("it ended with %v", err)
 	}
 }
 

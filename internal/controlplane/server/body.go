@@ -15,7 +15,7 @@ import (
 	"nixfleet.dev/nixfleet/internal/strictjson"
 )
 
-// readBody decodes a request's JSON body of at most limit bytes, which must arrive within bodyTimeout.
+// readBody decodes a request's JSON body of at most limit bytes, which must arrive in time.
 func readBody[T any](s *Server, w http.ResponseWriter, r *http.Request, limit int64) (T, error) {
 	var zero T
 	if media, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || media != "application/json" {
@@ -38,7 +38,7 @@ func (s *Server) readAll(w http.ResponseWriter, r *http.Request, limit int64) ([
 		return nil, tooLarge
 	}
 	control := http.NewResponseController(w)
-	if err := control.SetReadDeadline(s.clock.Now().Add(bodyTimeout)); err != nil {
+	if err := control.SetReadDeadline(s.clock.Now().Add(s.timeouts.body)); err != nil {
 		return nil, err
 	}
 	var body bytes.Buffer
@@ -50,7 +50,7 @@ func (s *Server) readAll(w http.ResponseWriter, r *http.Request, limit int64) ([
 		return nil, tooLarge
 	}
 	if errors.Is(err, os.ErrDeadlineExceeded) {
-		return nil, closing(Refuse(api.CodeMalformed, "the body did not arrive within %s", bodyTimeout))
+		return nil, closing(Refuse(api.CodeMalformed, "the body did not arrive within %s", s.timeouts.body))
 	}
 	if err != nil {
 		return nil, closing(Refuse(api.CodeMalformed, "the body did not arrive whole"))
@@ -85,7 +85,7 @@ func (s *Server) replyBlob(w http.ResponseWriter, r *http.Request, contentType s
 		return nil
 	}
 	// Large lists go to slow readers too, so long as they take 64 KiB a second.
-	deadline := writeTimeout + time.Duration(len(b.Data)/(64<<10))*time.Second
+	deadline := s.timeouts.write + time.Duration(len(b.Data)/(64<<10))*time.Second
 	if err := http.NewResponseController(w).SetWriteDeadline(s.clock.Now().Add(deadline)); err != nil {
 		return err
 	}

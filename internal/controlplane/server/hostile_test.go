@@ -276,26 +276,49 @@ func TestStrangersCannotTakeAllConnections(t *testing.T) {
 	}
 }
 
-// TestSlowlorisIsCutOff sends each part of a request too slowly. The limits are those of the contract,
-// so this takes ten seconds; the parts wait side by side.
-func TestSlowlorisIsCutOff(t *testing.T) {
-	if testing.Short() {
-		t.Skip("takes ten seconds")
+func TestTheTimesAreThoseOfTheContract(t *testing.T) {
+	if contract.handshake != 10*time.Second || contract.header != 10*time.Second || contract.body != 30*time.Second {
+		t.Errorf("%+v", contract)
 	}
-	f := start(t)
+}
+
+// TestSlowPeersAreCutOff sends each part of a request too slowly, side by side with a host that does not.
+func TestSlowPeersAreCutOff(t *testing.T) {
+	short := timeouts{handshake: 300 * time.Millisecond, header: 300 * time.Millisecond, body: 300 * time.Millisecond, write: time.Second,
+		idle: 300 * time.Millisecond, stranger: 300 * time.Millisecond}
+	f := start(t, func(o *Options) { o.timeouts = &short })
+	member := f.ca.ClientTLS(f.ca.Host("web-0"))
+	dial := func(config *tls.Config) net.Conn {
+		t.Helper()
+		c, err := tls.Dial("tcp", f.addr, config)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
 	handshake, err := net.Dial("tcp", f.addr)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer handshake.Close()
-	header, err := tls.Dial("tcp", f.addr, f.ca.ClientTLS(f.ca.Host("web-0")))
-	if err != nil {
-		t.Fatal(err)
+	parked := dial(f.ca.ClientTLS(f.ca.Host("web-3"))) // answered once, and then silent
+	f.send(parked, "GET /v1/agent/dispatch HTTP/1.1\r\nHost: x\r\nX-Nixfleet-Protocol: 1\r\n\r\n")
+	f.parked(1)
+	f.registry.Set("web-3", offer("web-3"))
+	f.given(f.receive(newReader(parked)), offer("web-3"))
+	idle := dial(member)
+	f.send(idle, "GET /v1/agent/dispatch?wait=0 HTTP/1.1\r\nHost: x\r\nX-Nixfleet-Protocol: 1\r\n\r\n")
+	if r := f.receive(newReader(idle)); r.status != 204 {
+		t.Fatal(r.status)
 	}
-	defer header.Close()
-	f.send(header, "GET /v1/hosts HTTP/1.1\r\nHost: x\r\nX-Slow: ")
 	began := time.Now()
-	for name, c := range map[string]net.Conn{"handshake": handshake, "header": header} {
+	header := dial(member)
+	f.send(header, "GET /v1/hosts HTTP/1.1\r\nHost: x\r\nX-Slow: ")
+	body := dial(member)
+	f.send(body, "POST /v1/agent/heartbeat HTTP/1.1\r\nHost: x\r\nX-Nixfleet-Protocol: 1\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{")
+	stranger := dial(f.ca.ClientTLS())
+	waits := f.poll(f.host("web-1"), "2")
+	for name, c := range map[string]net.Conn{"handshake": handshake, "silence of a new connection": dial(member), "header": header,
+		"body": body, "idle connection": idle, "connection that was parked": parked, "stranger": stranger} {
 		if err := c.SetReadDeadline(began.Add(15 * time.Second)); err != nil {
 			t.Fatal(err)
 		}
@@ -305,9 +328,21 @@ func TestSlowlorisIsCutOff(t *testing.T) {
 			}
 		}
 	}
-	if time.Since(began) < 9*time.Second {
-		t.Errorf("cut off after %v", time.Since(began))
+	if took := time.Since(began); took > 5*time.Second {
+		t.Errorf("they were cut off after %v", took)
 	}
+	if r := <-waits; r.status != 204 {
+		t.Errorf("a poll that waits for longer than all of these got %d %s", r.status, r.body)
+	}
+}
+
+func TestABodyThatComesTooSlowlyIsToldSo(t *testing.T) {
+	short := contract
+	short.body = 100 * time.Millisecond
+	f := start(t, func(o *Options) { o.timeouts = &short })
+	r, w := io.Pipe()
+	defer w.Close()
+	f.expect(f.do(f.host("web-0"), f.request("POST", "/v1/agent/heartbeat", r)), 400, api.CodeMalformed)
 }
 
 func TestHugeHeadersAreRefused(t *testing.T) {
@@ -375,7 +410,7 @@ func TestOperatorsSeeListsPageByPage(t *testing.T) {
 	if got := strings.Join(names, " "); got != "web-0 web-1 web-2 web-3 web-4" {
 		t.Errorf("got %s", got)
 	}
-	for _, query := range []string{"limit=0", "limit=-1", "limit=x", "limit=1&limit=2", "cursor=%21"} {
+	for _, query := range []string{"limit=0", "limit=-1", "limit=x", "limit=1&limit=2", "cursor=%21", "state=Sleeping"} {
 		f.expect(f.get(c, "/v1/hosts?"+query), 400, api.CodeMalformed)
 	}
 	f.expect(f.get(c, "/v1/hosts/nobody"), 404, api.CodeNotFound)

@@ -10,13 +10,6 @@ import (
 
 // What one server bears. Connections are bounded by Options.MaxConnections.
 const (
-	handshakeTimeout = 10 * time.Second
-	headerTimeout    = 10 * time.Second
-	bodyTimeout      = 30 * time.Second
-	writeTimeout     = 30 * time.Second
-	idleTimeout      = 90 * time.Second
-	strangerTimeout  = 60 * time.Second // of a whole connection without a certificate
-
 	maxHeaderBytes      = 16 << 10
 	maxRequests         = 8192 // at a time, parked polls not counted
 	maxAnonymous        = 64   // requests at a time without a certificate
@@ -24,6 +17,22 @@ const (
 	maxNameConnections  = 16   // of one host or operator
 	defaultConnections  = 65_000
 )
+
+// timeouts are how long a client may take.
+type timeouts struct {
+	handshake time.Duration
+	header    time.Duration
+	body      time.Duration
+	write     time.Duration
+	idle      time.Duration // between two requests
+	stranger  time.Duration // a whole connection without a certificate
+}
+
+// contract has the times of design/wire.md; tests shorten them.
+var contract = timeouts{
+	handshake: 10 * time.Second, header: 10 * time.Second, body: 30 * time.Second, write: 30 * time.Second,
+	idle: 90 * time.Second, stranger: time.Minute,
+}
 
 // limits counts what is in use: connections in all, connections that nobody has authenticated on yet,
 // and the connections and requests of each name.
@@ -112,16 +121,26 @@ func (l *limits) begin(id Identity) *Problem {
 		return Refuse(api.CodeOverloaded, "over %d requests are being answered", maxRequests)
 	}
 	u := l.of(id)
-	most := map[Role]int{Nobody: maxAnonymous, Host: api.MaxHostRequests, Operator: maxOperatorRequests}[id.Role]
 	switch {
-	case u.requests >= most:
-		return Refuse(api.CodeTooMany, "at most %d requests at a time", most)
+	case u.requests >= id.Role.most():
+		return Refuse(api.CodeTooMany, "at most %d requests at a time", id.Role.most())
 	case u.connections > maxNameConnections:
 		return closing(Refuse(api.CodeTooMany, "at most %d connections at a time", maxNameConnections))
 	}
 	u.requests++
 	l.requests++
 	return nil
+}
+
+// most is how many requests at a time one name of a role may have; all without a certificate are one.
+func (r Role) most() int {
+	switch r {
+	case Host:
+		return api.MaxHostRequests
+	case Operator:
+		return maxOperatorRequests
+	}
+	return maxAnonymous
 }
 
 func (l *limits) end(id Identity) {

@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"net"
 	"sync"
@@ -42,13 +43,18 @@ func (l *listener) Accept() (net.Conn, error) {
 
 // Close stops accepting, cuts handshakes off and waits for both.
 func (l *listener) Close() error {
+	l.shut()
+	err := l.Listener.Close()
+	l.running.Wait()
+	return err
+}
+
+// shut ends Accept and the handshakes.
+func (l *listener) shut() {
 	l.closing.Do(func() {
 		close(l.closed)
 		l.cancel()
 	})
-	err := l.Listener.Close()
-	l.running.Wait()
-	return err
 }
 
 // give hands a connection to net/http, or closes it where the listener is closed.
@@ -70,7 +76,8 @@ func (l *listener) acceptAll(ctx context.Context) {
 		raw, err := l.Listener.Accept()
 		if err != nil {
 			l.s.limits.depart(nil)
-			if ctx.Err() != nil {
+			if ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
+				l.shut()
 				return
 			}
 			l.s.log.Warn("accepting a connection", "err", err) // out of descriptors, most likely
@@ -85,7 +92,7 @@ func (l *listener) acceptAll(ctx context.Context) {
 }
 
 func (l *listener) handshake(ctx context.Context, raw *rawConn) {
-	ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
+	ctx, cancel := context.WithTimeout(ctx, l.s.timeouts.handshake)
 	defer cancel()
 	c := tls.Server(raw, l.s.tlsConfig())
 	if err := c.HandshakeContext(ctx); err != nil {
@@ -99,7 +106,7 @@ func (l *listener) handshake(ctx context.Context, raw *rawConn) {
 	if raw.peer.id.Role != Nobody {
 		l.s.limits.authenticated(raw)
 	} else {
-		raw.until = l.s.clock.Now().Add(strangerTimeout)
+		raw.until = l.s.clock.Now().Add(l.s.timeouts.stranger)
 	}
 	if state.NegotiatedProtocol == "h2" {
 		l.give(c)
@@ -166,7 +173,7 @@ func (c *conn) Read(b []byte) (int, error) {
 	n, err := c.Conn.Read(b)
 	if n > 0 && c.resumed {
 		c.active()
-		if err := c.Conn.SetReadDeadline(c.s.clock.Now().Add(headerTimeout)); err != nil {
+		if err := c.Conn.SetReadDeadline(c.s.clock.Now().Add(c.s.timeouts.header)); err != nil {
 			return n, fmt.Errorf("setting the deadline of a request's header: %w", err)
 		}
 	}
@@ -193,11 +200,11 @@ func (c *conn) Close() error {
 	return c.Conn.Close()
 }
 
-// SetReadDeadline implements net.Conn. net/http gives a new connection headerTimeout to send a request;
+// SetReadDeadline implements net.Conn. net/http gives a new connection c.s.timeouts.header to send a request;
 // one that it gets back may be idle first, like any that it kept.
 func (c *conn) SetReadDeadline(t time.Time) error {
 	if c.resumed && !t.IsZero() {
-		t = c.s.clock.Now().Add(idleTimeout)
+		t = c.s.clock.Now().Add(c.s.timeouts.idle)
 	}
 	return c.Conn.SetReadDeadline(t)
 }

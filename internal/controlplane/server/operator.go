@@ -3,6 +3,7 @@ package server
 import (
 	_ "embed"
 	"net/http"
+	"slices"
 	"strconv"
 
 	"github.com/go-json-experiment/json"
@@ -28,6 +29,9 @@ func (s *Server) listHosts(w http.ResponseWriter, r *http.Request, _ Identity) e
 		return err
 	}
 	filter := HostFilter{Channel: q.Get("channel"), State: api.HostState(q.Get("state")), Tag: q.Get("tag"), Query: q.Get("q")}
+	if filter.State != "" && filter.State != api.Idle && !slices.Contains(api.HostStates, filter.State) {
+		return Refuse(api.CodeMalformed, "state is not a host state such as %s", api.Soaking)
+	}
 	list, err := s.views.Hosts(r.Context(), filter, page)
 	return replyList(w, list, err)
 }

@@ -17,7 +17,7 @@ import (
 )
 
 // hearEvery is how often the hosts that are parked are counted as heard.
-const hearEvery = 10 * time.Second
+const hearEvery = 3 * time.Second
 
 // dispatch answers a poll: at once where there is something to say, else when there is, or when the
 // wait is over.
@@ -44,7 +44,7 @@ func (s *Server) dispatch(w http.ResponseWriter, r *http.Request, who Identity) 
 
 // block is park for connections that net/http keeps: those of HTTP/2.
 func (s *Server) block(w http.ResponseWriter, r *http.Request, who Identity, wait time.Duration) error {
-	if err := http.NewResponseController(w).SetWriteDeadline(s.clock.Now().Add(wait + writeTimeout)); err != nil {
+	if err := http.NewResponseController(w).SetWriteDeadline(s.clock.Now().Add(wait + s.timeouts.write)); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithCancel(r.Context())
@@ -66,7 +66,7 @@ func (s *Server) writeAnswer(w http.ResponseWriter, p *peer, answer dispatch.Ans
 	for name := range header {
 		w.Header().Set(name, header.Get(name))
 	}
-	if err := http.NewResponseController(w).SetWriteDeadline(s.clock.Now().Add(writeTimeout)); err != nil {
+	if err := http.NewResponseController(w).SetWriteDeadline(s.clock.Now().Add(s.timeouts.write)); err != nil {
 		return err
 	}
 	w.WriteHeader(status)
@@ -181,7 +181,7 @@ func (p *poll) respond(answer dispatch.Answer) {
 	defer p.s.polls.done(p)
 	status, header, body := p.s.pollResponse(p.conn.peer, answer)
 	closing := header.Get("Connection") == "close"
-	if err := p.conn.SetWriteDeadline(p.s.clock.Now().Add(writeTimeout)); err != nil {
+	if err := p.conn.SetWriteDeadline(p.s.clock.Now().Add(p.s.timeouts.write)); err != nil {
 		_ = p.conn.Close()
 		return
 	}

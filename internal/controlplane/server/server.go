@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
@@ -30,6 +31,8 @@ type Options struct {
 
 	// MaxConnections bounds open connections; 0 is a default that the descriptors of a process bound.
 	MaxConnections int
+
+	timeouts *timeouts // nil for those of the contract
 }
 
 // Server answers agents and operators. Make it with New and run it with Serve.
@@ -46,6 +49,7 @@ type Server struct {
 	metrics     *Metrics
 
 	limits      *limits
+	timeouts    timeouts
 	tls         atomic.Pointer[configFor]
 	revocations atomic.Pointer[Revocations]
 	listener    *listener
@@ -60,8 +64,11 @@ func New(o Options) *Server {
 	s := &Server{
 		credentials: o.Credentials, trustDomain: o.TrustDomain, registry: o.Registry, core: o.Core, views: o.Views,
 		artifacts: o.Artifacts, issuer: o.Issuer, clock: o.Clock, log: o.Logger, metrics: o.Metrics,
-		limits: newLimits(o.MaxConnections),
-		polls:  polls{parked: map[*poll]struct{}{}, idle: map[*conn]struct{}{}, blocked: map[*blocked]struct{}{}},
+		limits: newLimits(o.MaxConnections), timeouts: contract,
+		polls: polls{parked: map[*poll]struct{}{}, idle: map[*conn]struct{}{}, blocked: map[*blocked]struct{}{}},
+	}
+	if o.timeouts != nil {
+		s.timeouts = *o.timeouts
 	}
 	s.metrics.observe(s)
 	return s
@@ -88,8 +95,8 @@ func (s *Server) Serve(ctx context.Context, socket net.Listener, grace time.Dura
 		Handler:                      s.handler(),
 		Protocols:                    protocols,
 		TLSConfig:                    &tls.Config{MinVersion: tls.VersionTLS13, NextProtos: []string{"h2", "http/1.1"}}, // for net/http's HTTP/2 alone
-		ReadHeaderTimeout:            headerTimeout,
-		IdleTimeout:                  idleTimeout,
+		ReadHeaderTimeout:            s.timeouts.header,
+		IdleTimeout:                  s.timeouts.idle,
 		MaxHeaderBytes:               maxHeaderBytes,
 		DisableGeneralOptionsHandler: true,
 		ErrorLog:                     slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
@@ -98,7 +105,7 @@ func (s *Server) Serve(ctx context.Context, socket net.Listener, grace time.Dura
 			MaxConcurrentStreams: maxOperatorRequests,
 			SendPingTimeout:      30 * time.Second,
 			PingTimeout:          15 * time.Second,
-			WriteByteTimeout:     writeTimeout,
+			WriteByteTimeout:     s.timeouts.write,
 		},
 	}
 	watching, stop := context.WithCancel(ctx)
@@ -116,7 +123,7 @@ func (s *Server) Serve(ctx context.Context, socket net.Listener, grace time.Dura
 	s.shutdown(h, grace)
 	background.Wait()
 	if err != nil && !errors.Is(err, http.ErrServerClosed) {
-		return err
+		return fmt.Errorf("accepting connections: %w", err)
 	}
 	return nil
 }
