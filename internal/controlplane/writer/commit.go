@@ -42,6 +42,14 @@ func (g *group) answer(err error) {
 	}
 }
 
+// reset makes g an empty group that has its memory.
+func (g *group) reset() {
+	clear(g.entries)
+	clear(g.inputs)
+	clear(g.offers)
+	*g = group{entries: g.entries[:0], refused: g.refused[:0], inputs: g.inputs[:0], offers: g.offers[:0]}
+}
+
 // commit writes groups as they come, until the channel is closed or one fails.
 func (w *Writer) commit(ctx context.Context, groups <-chan *group) error {
 	for g := range groups {
@@ -53,6 +61,8 @@ func (w *Writer) commit(ctx context.Context, groups <-chan *group) error {
 			w.registry.Set(o.host, o.dispatch)
 		}
 		g.answer(nil)
+		g.reset()
+		w.groups.Put(g)
 	}
 	return nil
 }
@@ -73,8 +83,8 @@ func (w *Writer) write(ctx context.Context, g *group) error {
 }
 
 // add puts an entry into the group, as the store keeps it.
-func (g *group) add(e rollout.Entry) error {
-	body, err := rollout.EncodeBody(e.Body)
+func (g *group) add(e rollout.Entry, encode *rollout.Encoder) error {
+	body, err := encode.Body(e.Body)
 	if err != nil {
 		return err
 	}

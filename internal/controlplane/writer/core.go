@@ -23,7 +23,8 @@ type core struct {
 	pending []*group          // not handed over yet, oldest first
 	backlog int               // entries in pending
 	where   map[string]*group // each host's last entry of this turn
-	due     time.Time         // when time alone makes a decision due, or zero
+	encode  rollout.Encoder
+	due     time.Time // when time alone makes a decision due, or zero
 }
 
 // run takes turns until ctx ends and everything is handed over, or failed ends.
@@ -55,10 +56,10 @@ func (c *core) next(ctx, failed context.Context, timer *time.Timer) error {
 	if c.backlog >= GroupSize {
 		queue, wake, timer = nil, nil, nil
 	}
-	handOver, oldest := c.offer()
+	handOver, oldest, entries := c.offer()
 	select {
 	case handOver <- oldest:
-		c.handedOver()
+		c.handedOver(entries)
 	case in := <-queue:
 		return c.take(in, false)
 	case <-wake:
@@ -89,10 +90,10 @@ func (c *core) drain(failed context.Context) error {
 // flush hands groups over until no more than so many entries are left.
 func (c *core) flush(failed context.Context, entries int) error {
 	for c.backlog > entries || entries == 0 && len(c.pending) > 0 {
-		handOver, oldest := c.offer()
+		handOver, oldest, n := c.offer()
 		select {
 		case handOver <- oldest:
-			c.handedOver()
+			c.handedOver(n)
 		case <-failed.Done():
 			return context.Cause(failed)
 		}
@@ -100,15 +101,17 @@ func (c *core) flush(failed context.Context, entries int) error {
 	return nil
 }
 
-func (c *core) offer() (chan<- *group, *group) {
+// offer returns the oldest group and how many entries it has, and where to send it to if there is one.
+func (c *core) offer() (chan<- *group, *group, int) {
 	if len(c.pending) == 0 {
-		return nil, nil
+		return nil, nil, 0
 	}
-	return c.groups, c.pending[0]
+	return c.groups, c.pending[0], len(c.pending[0].entries)
 }
 
-func (c *core) handedOver() {
-	c.backlog -= len(c.pending[0].entries)
+// handedOver forgets the oldest group, which had so many entries: it is the committer's now.
+func (c *core) handedOver(entries int) {
+	c.backlog -= entries
 	c.pending[0] = nil
 	c.pending = c.pending[1:]
 }
@@ -203,7 +206,7 @@ func (t *turn) record(g *group, entries []rollout.Entry) error {
 		if err := t.fleet.Apply(e); err != nil {
 			return fmt.Errorf("apply entry %d (%s): %w", e.LogSeq, e.Kind(), err)
 		}
-		if err := g.add(e); err != nil {
+		if err := g.add(e, &t.encode); err != nil {
 			return err
 		}
 		if e.Hostname != "" {
@@ -233,7 +236,7 @@ func (c *core) room(n int) *group {
 			return g
 		}
 	}
-	g := &group{}
+	g := c.w.groups.Get().(*group)
 	c.pending = append(c.pending, g)
 	return g
 }

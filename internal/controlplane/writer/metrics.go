@@ -61,8 +61,13 @@ func (m *metrics) wrote(g *group, took time.Duration) {
 	m.group.Observe(float64(len(g.entries)))
 	m.commit.Observe(took.Seconds())
 	m.logSeq.Set(float64(g.entries[len(g.entries)-1].Seq))
-	for _, e := range g.entries {
-		m.entries.WithLabelValues(e.Kind).Inc()
+	for rest := g.entries; len(rest) > 0; { // mostly of one kind, many in a row
+		n := 1
+		for n < len(rest) && rest[n].Kind == rest[0].Kind {
+			n++
+		}
+		m.entries.WithLabelValues(rest[0].Kind).Add(float64(n))
+		rest = rest[n:]
 	}
 	for _, code := range g.refused {
 		m.refused.WithLabelValues(string(code)).Inc()

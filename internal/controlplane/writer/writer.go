@@ -71,6 +71,7 @@ type Writer struct {
 
 	committed committed
 	snapshots snapshots
+	groups    sync.Pool // of *group, empty
 }
 
 // New returns a Writer that does nothing until Run.
@@ -82,6 +83,7 @@ func New(o Options) *Writer {
 		polled:  polled{hosts: map[string]struct{}{}, wake: make(chan struct{}, 1)},
 		ready:   make(chan struct{}),
 	}
+	w.groups.New = func() any { return &group{} }
 	w.committed.changed = make(chan struct{})
 	w.snapshots.due, w.snapshots.least = make(chan struct{}, 1), minTail
 	w.metrics = newMetrics(o.Metrics, w.intake.queue)
