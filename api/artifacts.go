@@ -182,8 +182,8 @@ type Wave struct {
 
 // Offline says what becomes of a host that has not been heard for After: skip or wait.
 type Offline struct {
-	After  Duration `json:"after" strict:"optional"`
-	Action string   `json:"action" strict:"optional"`
+	After  *Duration `json:"after" strict:"optional"`
+	Action string    `json:"action" strict:"optional"`
 }
 
 // Reboot is the reboot part of a policy: mode never or window, and the components whose change

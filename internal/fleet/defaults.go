@@ -60,9 +60,7 @@ func offlineWithDefaults(given *api.Offline) *api.Offline {
 	if given != nil {
 		offline = *given
 	}
-	if offline.After == 0 {
-		offline.After = api.Duration(defaultOfflineAfter)
-	}
+	offline.After = orDefault(offline.After, defaultOfflineAfter)
 	if offline.Action == "" {
 		offline.Action = offlineActions[0]
 	}

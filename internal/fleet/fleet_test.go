@@ -69,6 +69,7 @@ func TestEachProblemNamesItsFieldAndWhatToDo(t *testing.T) {
 		"a cycle of channels":      {[]string{`"channelEdges": [`, `"channelEdges": [{"before": "stable", "after": "edge"}, `}, `channelEdges: go round in a circle: edge → stable → edge`},
 		"an edge over channels":    {[]string{`"after": "db-01"`, `"after": "lab-01"`}, `edges.0: orders web-02 of channel stable and lab-01 of channel edge`},
 		"an edge against waves":    {[]string{`"after": "db-01"`, `"after": "web-01"`}, `edges.0: puts web-02 of wave 1 before web-01 of wave 0, which is earlier`},
+		"an offline.after of 0s":   {[]string{`"fast": {}`, `"fast": {"offline": {"after": "0s"}}`}, `rolloutPolicies.fast.offline.after: is 0s, in which no host can be heard`},
 		"an edge of nobody":        {[]string{`"before": "web-02"`, `"before": "web-09"`}, `edges.0.before: is web-09, which is no host of the fleet`},
 		"a channel edge of none":   {[]string{`{"before": "edge"`, `{"before": "none"`}, `channelEdges.0.before: is the unknown channel none`},
 		"a selector with no key":   {[]string{`{"tags": ["canary"]}`, `{}`}, `rolloutPolicies.canary.waves.0.selector: says nothing; use exactly one of`},
@@ -214,7 +215,7 @@ func TestDefaultsAreThoseOfTheContract(t *testing.T) {
 		ActivationTimeout: duration("30m"),
 		ConfirmTimeout:    duration("5m"),
 		RevertWindow:      duration("24h"),
-		Offline:           &api.Offline{After: *duration("10m"), Action: "skip"},
+		Offline:           &api.Offline{After: duration("10m"), Action: "skip"},
 		Reboot:            &api.Reboot{Mode: "never", For: []string{}},
 		Preflight:         "off",
 	}

@@ -25,6 +25,9 @@ func (v *validator) policies() {
 		if policy.MaxFailures.Percent && policy.MaxFailures.Value > 100 {
 			v.problemf(append(path, "maxFailures"), "is %s; make it 100%% or less", policy.MaxFailures)
 		}
+		if *policy.Offline.After == 0 {
+			v.problem("is 0s, in which no host can be heard, so that each would be skipped; leave it out for the default", append(path, "offline", "after")...)
+		}
 		if *policy.ActivationTimeout == 0 {
 			v.problem("is 0s, in which no host can be activated; leave it out for the default", append(path, "activationTimeout")...)
 		}

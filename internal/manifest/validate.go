@@ -117,6 +117,8 @@ func missingField(p api.Policy) string {
 		return "revertWindow"
 	case p.Offline == nil:
 		return "offline"
+	case p.Offline.After == nil:
+		return "offline.after"
 	case p.Reboot == nil:
 		return "reboot"
 	}

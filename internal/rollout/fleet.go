@@ -272,8 +272,13 @@ func (h *host) offered() *member {
 	return nil
 }
 
-// policyAfter is how long a host of this rollout may be silent.
-func (m *member) policyAfter() time.Duration { return m.ro.offline.After.Std() }
+// policyAfter is how long a host of this rollout may be silent; 0 is for ever.
+func (m *member) policyAfter() time.Duration {
+	if after := m.ro.offline.After; after != nil {
+		return after.Std()
+	}
+	return 0
+}
 
 // before is the order in which hosts in a queue have their turn: by rank, and then by name.
 func (m *member) before(o *member) bool {

@@ -297,7 +297,7 @@ func (w *world) parseRelease(args, hosts []string) release {
 		case "offline":
 			after, action, _ := strings.Cut(value, ":")
 			d, _ := time.ParseDuration(after)
-			r.policy.Offline = &api.Offline{After: api.Duration(d), Action: action}
+			r.policy.Offline = &api.Offline{After: new(api.Duration(d)), Action: action}
 		case "budgets":
 			for b := range strings.SplitSeq(value, ",") {
 				name, n, _ := strings.Cut(b, ":")
@@ -342,7 +342,7 @@ func policyOf(p api.OnHealthFailure, soaks ...time.Duration) api.Policy {
 	none, window := api.Amount{}, api.Duration(24*time.Hour)
 	policy := api.Policy{
 		OnHealthFailure: p, MaxFailures: &none, RevertWindow: &window,
-		Offline: &api.Offline{After: api.Duration(10 * time.Minute), Action: "skip"},
+		Offline: &api.Offline{After: new(api.Duration(10 * time.Minute)), Action: "skip"},
 	}
 	for _, s := range soaks {
 		policy.Waves = append(policy.Waves, api.Wave{Soak: api.Duration(s)})

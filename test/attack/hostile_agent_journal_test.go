@@ -176,7 +176,7 @@ func TestANewJournalOfASupersededHost(t *testing.T) {
 func TestANewJournalOfASkippedHost(t *testing.T) {
 	a := newArena(t, func(f *api.Fleet) {
 		p := f.RolloutPolicies["one"]
-		p.Offline = &api.Offline{After: api.Duration(700 * time.Millisecond), Action: "skip"}
+		p.Offline = &api.Offline{After: new(api.Duration(700 * time.Millisecond)), Action: "skip"}
 		f.RolloutPolicies["one"] = p
 	}, evilHost)
 	evil := a.actor(evilHost)

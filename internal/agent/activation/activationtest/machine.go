@@ -319,7 +319,7 @@ func Policy(soak time.Duration, onFailure api.OnHealthFailure) api.Policy {
 	return api.Policy{
 		Waves: []api.Wave{{Soak: api.Duration(soak)}}, OnHealthFailure: onFailure, MaxFailures: &api.Amount{},
 		FailureThreshold: d(time.Minute), ActivationTimeout: d(30 * time.Minute), ConfirmTimeout: d(5 * time.Minute),
-		RevertWindow: d(24 * time.Hour), Offline: &api.Offline{After: api.Duration(10 * time.Minute), Action: "skip"},
+		RevertWindow: d(24 * time.Hour), Offline: &api.Offline{After: new(api.Duration(10 * time.Minute)), Action: "skip"},
 		Reboot: &api.Reboot{Mode: "never"},
 	}
 }
