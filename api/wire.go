@@ -142,6 +142,7 @@ type Host struct {
 	LastRejection   *Failure      `json:"lastRejection"`
 	Probes          []ProbeStatus `json:"probes"`
 	AgentVersion    string        `json:"agentVersion"`
+	TrustSHA256     string        `json:"trustSha256"` // of the trust.json that its agent goes by, "" until it is heard
 	RebootPending   []string      `json:"rebootPending"`
 	SoakEndsAt      *time.Time    `json:"soakEndsAt"`
 }

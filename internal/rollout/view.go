@@ -89,7 +89,7 @@ func (f *Fleet) viewHost(h *host, now time.Time) api.Host {
 		Hostname: h.name, Channel: h.channelName(), Tags: nonNil(h.tags), Declared: h.declared, State: h.state(),
 		CurrentClosure: h.seen.CurrentClosure, BootClosure: h.seen.BootClosure, Drifted: f.drifted(h),
 		Reachable: f.reachable(h, now), LastRejection: h.refused, Probes: []api.ProbeStatus{},
-		AgentVersion: h.seen.AgentVersion, RebootPending: nonNil(h.seen.RebootPending),
+		AgentVersion: h.seen.AgentVersion, TrustSHA256: h.seen.TrustSHA256, RebootPending: nonNil(h.seen.RebootPending),
 	}
 	if at := h.heartbeatAt(); !at.IsZero() {
 		v.LastHeartbeatAt = &at
