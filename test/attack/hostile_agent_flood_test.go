@@ -167,7 +167,7 @@ func TestTheGoodConvergeWhileTheBadFlood(t *testing.T) {
 	for i, name := range names {
 		calm[i] = a.actor(name)
 	}
-	id, d := a.current(), api.Dispatch{}
+	id := a.current()
 	hb, gap, lie := evil.beat(), evil.numbered(id, started()), evil.beat()
 	gap.Events[0].Seq = 1 << 40
 	lie.Hostname = names[0]
@@ -202,7 +202,7 @@ func TestTheGoodConvergeWhileTheBadFlood(t *testing.T) {
 		h.converge(id)
 	}
 	a.good.heartbeat()
-	d = a.good.poll()
+	d := a.good.poll()
 	a.good.does(id, a.good.ack(d), a.good.completed(d.TargetClosure), declared(), converged(d.TargetClosure))
 	close(quit)
 	counts := map[int]int{}
