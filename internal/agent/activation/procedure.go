@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"time"
 
 	"nixfleet.dev/nixfleet/api"
@@ -141,14 +142,17 @@ func (r *run) fail(ctx, limit context.Context, phase string, changed bool, other
 }
 
 func (r *run) failed(ctx context.Context, f Failure) error {
+	f.StderrTail = tail(f.StderrTail)
 	r.log.Warn("task failed", "phase", f.Phase, "reason", f.Reason, "exitCode", f.ExitCode, "changed", f.Changed, "detail", f.StderrTail)
 	return r.l.Failed(ctx, f)
 }
 
-// tail is the end of a text, at most what an event may carry.
+// tail is the end of a text, at most what an event may carry. Programs and paths need not be text, and
+// what is not cannot be written to the journal.
 func tail(s string) string {
+	s = strings.ToValidUTF8(s, "\uFFFD")
 	if len(s) > api.MaxStderrTail {
-		s = s[len(s)-api.MaxStderrTail:]
+		s = strings.ToValidUTF8(s[len(s)-api.MaxStderrTail:], "") // a character that was cut goes
 	}
 	return s
 }

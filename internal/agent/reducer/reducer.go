@@ -134,16 +134,13 @@ func (r *Reducer) own(step func(*tx) error) error {
 }
 
 // take runs one step, and has its record written before anything of it is seen. What the step itself
-// refuses goes to who asked; only a journal that cannot be written ends the reducer.
+// refuses goes to who asked; only a journal that cannot be written ends the reducer. Whoever asked is
+// answered either way.
 func (r *Reducer) take(in input) error {
 	now := r.meter.read()
-	if gap := r.meter.gap(); gap != 0 {
-		t := newTx(r.state, now, r.o.BootID)
-		t.say("the machine slept or its clock was set: timers are moved", "by", gap)
-		t.shift(gap)
-		if err := r.commit(t); err != nil {
-			return err
-		}
+	if err := r.keepTime(now); err != nil {
+		in.reply <- err
+		return err
 	}
 	t := newTx(r.state, now, r.o.BootID)
 	if err := in.step(t); err != nil {
@@ -153,6 +150,18 @@ func (r *Reducer) take(in input) error {
 	err := r.commit(t)
 	in.reply <- err
 	return err
+}
+
+// keepTime moves the timers where the machine slept or its clock was set since the last step.
+func (r *Reducer) keepTime(now time.Time) error {
+	gap := r.meter.gap()
+	if gap == 0 {
+		return nil
+	}
+	t := newTx(r.state, now, r.o.BootID)
+	t.say("the machine slept or its clock was set: timers are moved", "by", gap)
+	t.shift(gap)
+	return r.commit(t)
 }
 
 func (r *Reducer) commit(t *tx) error {

@@ -6,6 +6,7 @@
 package activationtest
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
@@ -22,6 +23,7 @@ import (
 type Script struct {
 	Takes    time.Duration
 	ExitCode int
+	Stderr   string // the end of what it prints; "" is a word or two
 	Hangs    bool   // it never ends by itself
 	Dies     int    // so many times it ends without a result
 	Shows    string // the closure that the link shows meanwhile; "" leaves it
@@ -274,7 +276,7 @@ func (m *Machine) run(j *job, s Script) {
 	if s.ExitCode == 0 {
 		m.running = j.closure
 	}
-	j.status = activation.JobStatus{State: activation.JobExited, ExitCode: s.ExitCode, StderrTail: "said by the script"}
+	j.status = activation.JobStatus{State: activation.JobExited, ExitCode: s.ExitCode, StderrTail: cmp.Or(s.Stderr, "said by the script")}
 }
 
 // StopSwitch implements activation.Backend.

@@ -8,7 +8,9 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
+	"syscall"
 
 	"nixfleet.dev/nixfleet/api"
 	"nixfleet.dev/nixfleet/internal/agent/activation"
@@ -84,7 +86,7 @@ func closureAt(link string) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("reading which closure is live: %w", err)
 	}
-	return filepath.Base(to), nil
+	return strings.ToValidUTF8(filepath.Base(to), "\uFFFD"), nil // a name that is no text is no closure's
 }
 
 // Realise implements activation.Backend: the folder is there, or it is not.
@@ -135,7 +137,11 @@ func (b *Backend) SetProfile(_ context.Context, closure string) error {
 		return err
 	}
 	if err := pointAt(b.o.Profile, filepath.Join(b.o.Store, closure)); err != nil {
-		return &activation.Error{Code: api.CodeSwitchFailed, Phase: api.PhaseSetProfile, Detail: "the profile cannot be set", Temporary: true, Cause: err}
+		code := api.CodeSwitchFailed
+		if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+			code = api.CodeDiskFull // which is not the closure's fault
+		}
+		return &activation.Error{Code: code, Phase: api.PhaseSetProfile, Detail: "the profile cannot be set", Temporary: true, Cause: err}
 	}
 	return nil
 }

@@ -162,6 +162,17 @@ func TestAFreshMachineRunsAndBootsNothing(t *testing.T) {
 	}
 }
 
+func TestALinkToWhatIsNoTextIsReadAsText(t *testing.T) {
+	m := newMachine(t)
+	if err := os.Symlink("/somewhere/caf\xe9", m.path("current")); err != nil {
+		t.Fatal(err)
+	}
+	// It goes into heartbeats and events, and what is no text cannot be written there.
+	if got, err := m.Current(t.Context()); err != nil || got != "caf\ufffd" {
+		t.Errorf("it runs %q, %v", got, err)
+	}
+}
+
 func TestSetProfilePointsTheLinkAtTheFolder(t *testing.T) {
 	m := newMachine(t)
 	m.closure(alpha, "")

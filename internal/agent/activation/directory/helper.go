@@ -151,7 +151,7 @@ func (j job) run(root *os.Root) result {
 	return result{}
 }
 
-func failed(err error) result { return result{ExitCode: 1, StderrTail: err.Error()} }
+func failed(err error) result { return result{ExitCode: 1, StderrTail: strings.ToValidUTF8(err.Error(), "")} }
 
 func (j job) runScript(root *os.Root, path, closure string) result {
 	output, err := root.OpenFile(outputFile, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
@@ -178,7 +178,9 @@ func (j job) runScript(root *os.Root, path, closure string) result {
 	case errors.As(err, &exit):
 		return result{ExitCode: exitCode(exit), StderrTail: tail.String()}
 	}
-	return result{ExitCode: 127, StderrTail: fmt.Sprintf("running the script: %v", err)}
+	r := failed(fmt.Errorf("running the script: %w", err))
+	r.ExitCode = 127
+	return r
 }
 
 // exitCode is the script's, or what a shell says of one that a signal ended.

@@ -144,8 +144,12 @@ func (b *Backend) held(root *os.Root) (bool, error) {
 	return !taken, err
 }
 
-// stopPause is between two looks at whether a switch that was killed is gone.
-const stopPause = 10 * time.Millisecond
+// Pauses between looks at whether a switch that was killed is gone. One that hangs in the kernel, on a
+// disk that is gone, say, may take for ever.
+const (
+	stopPause     = 10 * time.Millisecond
+	stopPauseMost = time.Second
+)
 
 // StopSwitch implements activation.Backend: it kills the helper, the script, and all that is left in
 // their session.
@@ -158,7 +162,7 @@ func (b *Backend) StopSwitch(ctx context.Context, name string) error {
 		return fmt.Errorf("stopping switch %s: %w", name, err)
 	}
 	defer root.Close()
-	for {
+	for pause := stopPause; ; pause = min(2*pause, stopPauseMost) {
 		gone, err := b.kill(root)
 		if err != nil {
 			return fmt.Errorf("stopping switch %s: %w", name, err)
@@ -166,7 +170,7 @@ func (b *Backend) StopSwitch(ctx context.Context, name string) error {
 		if gone {
 			return nil
 		}
-		if err := b.o.Clock.Sleep(ctx, stopPause); err != nil {
+		if err := b.o.Clock.Sleep(ctx, pause); err != nil {
 			return fmt.Errorf("waiting for switch %s to stop: %w", name, err)
 		}
 	}
