@@ -2,10 +2,14 @@ package server
 
 import (
 	"bufio"
+	"context"
 	"crypto/tls"
+	"fmt"
 	"io"
 	"net/http"
+	"runtime"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -215,6 +219,45 @@ func TestShutdownSaysConnectionClose(t *testing.T) {
 	f.stop()
 	if r := <-done; r.status != 204 || !r.close {
 		t.Errorf("got %d, close: %v", r.status, r.close)
+	}
+}
+
+// TestShutdownAmidPolls stops a server while hosts poll, get dispatches and connect again and again.
+func TestShutdownAmidPolls(t *testing.T) {
+	for range 5 {
+		f := start(t)
+		ctx, cancel := context.WithCancel(t.Context())
+		var hosts sync.WaitGroup
+		for i := range 20 {
+			name := fmt.Sprintf("web-%d", i)
+			c := f.host(name)
+			hosts.Go(func() {
+				for ctx.Err() == nil {
+					r, err := do(c, f.request("GET", "/v1/agent/dispatch?wait=60", nil).WithContext(ctx))
+					if err != nil {
+						c.CloseIdleConnections()
+					} else if r.status != 200 && r.status != 204 {
+						t.Errorf("%s got %d %s", name, r.status, r.body)
+					}
+				}
+			})
+			hosts.Go(func() {
+				for ctx.Err() == nil {
+					f.registry.Set(name, offer(name))
+					f.registry.Set(name, nil)
+					runtime.Gosched()
+				}
+			})
+		}
+		f.eventually(func() bool { parked, _ := f.registry.Counts(); return parked > 10 }, "most hosts are parked")
+		began := time.Now()
+		f.stop()
+		err := <-f.stopped
+		if f.stopped <- nil; err != nil || time.Since(began) > 4*time.Second {
+			t.Errorf("shutting down took %v: %v", time.Since(began), err)
+		}
+		cancel()
+		hosts.Wait()
 	}
 }
 

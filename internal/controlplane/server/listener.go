@@ -194,6 +194,14 @@ func (c *conn) active() {
 	}
 }
 
+// cut closes the connection without a word to the peer, which might not take it.
+func (c *conn) cut() {
+	c.s.polls.stirs(c)
+	if t, ok := c.Conn.(*tls.Conn); ok {
+		_ = t.NetConn().Close()
+	}
+}
+
 // Close implements net.Conn.
 func (c *conn) Close() error {
 	c.s.polls.stirs(c)

@@ -210,10 +210,9 @@ func rawResponse(now time.Time, status int, header http.Header, body []byte) []b
 
 // polls are the connections that net/http does not have, or does not yet know to be idle.
 type polls struct {
-	running sync.WaitGroup // polls, from being parked until they are answered
-
 	mu      sync.Mutex
-	parked  map[*poll]struct{}
+	parked  map[*poll]struct{}    // from being parked until they are answered
+	empty   chan struct{}         // closed when parked is empty, if somebody waits for that
 	idle    map[*conn]struct{}    // given back, and nothing read since
 	blocked map[*blocked]struct{} // polls that are ordinary blocked handlers
 }
@@ -225,7 +224,6 @@ type blocked struct {
 }
 
 func (ps *polls) add(p *poll) {
-	ps.running.Add(1)
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
 	ps.parked[p] = struct{}{}
@@ -246,9 +244,12 @@ func (ps *polls) blocks(p *peer, cancel context.CancelFunc) (end func()) {
 
 func (ps *polls) done(p *poll) {
 	ps.mu.Lock()
+	defer ps.mu.Unlock()
 	delete(ps.parked, p)
-	ps.mu.Unlock()
-	ps.running.Done()
+	if len(ps.parked) == 0 && ps.empty != nil {
+		close(ps.empty)
+		ps.empty = nil
+	}
 }
 
 func (ps *polls) rests(c *conn) {
@@ -269,23 +270,36 @@ func (ps *polls) closeIdle() {
 	idle := slices.Collect(maps.Keys(ps.idle))
 	ps.mu.Unlock()
 	for _, c := range idle {
-		_ = c.Close()
+		c.cut()
 	}
 }
 
 // wait waits for the answers that are being written, and cuts them off when ctx ends.
 func (ps *polls) wait(ctx context.Context) {
-	stop := context.AfterFunc(ctx, func() {
-		ps.mu.Lock()
-		defer ps.mu.Unlock()
-		for p := range ps.parked {
-			if c := p.taken(); c != nil {
-				go func() { _ = c.Close() }()
-			}
+	ps.mu.Lock()
+	if len(ps.parked) == 0 {
+		ps.mu.Unlock()
+		return
+	}
+	if ps.empty == nil {
+		ps.empty = make(chan struct{})
+	}
+	empty := ps.empty
+	ps.mu.Unlock()
+	select {
+	case <-empty:
+		return
+	case <-ctx.Done():
+	}
+	ps.mu.Lock()
+	cut := slices.Collect(maps.Keys(ps.parked))
+	ps.mu.Unlock()
+	for _, p := range cut {
+		if c := p.taken(); c != nil {
+			c.cut()
 		}
-	})
-	defer stop()
-	ps.running.Wait()
+	}
+	<-empty
 }
 
 // recheck ends the parked polls whose certificates are no longer good: the answer says why.

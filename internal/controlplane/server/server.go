@@ -138,6 +138,7 @@ func (s *Server) shutdown(h *http.Server, grace time.Duration) {
 		s.log.Warn("requests were cut off at shutdown", "err", err)
 		_ = h.Close()
 	}
+	s.polls.wait(ctx)      // for those that were about to be parked
 	_ = s.listener.Close() // net/http has closed it already
 }
 
