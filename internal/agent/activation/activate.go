@@ -60,6 +60,9 @@ func (r *run) prepare(ctx, limit context.Context) (done bool, err error) {
 		}
 		return true, r.fail(ctx, limit, api.PhaseSetProfile, false, api.CodeTimeout, err)
 	}
+	if at, err = r.look(limit); err != nil { // someone may have switched meanwhile
+		return true, r.fail(ctx, limit, api.PhasePreflight, false, api.CodeVerifyMismatch, err)
+	}
 	r.t.Running = at.running
 	if u, ok := r.Backend.(Units); ok {
 		if r.t.FailedUnits, err = u.FailedUnits(limit); err != nil {

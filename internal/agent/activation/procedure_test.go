@@ -192,3 +192,37 @@ func TestALongStderrIsCutToItsEnd(t *testing.T) {
 		t.Errorf("%v, %d bytes", err, len(n.failed.StderrTail))
 	}
 }
+
+// deaf is a machine that does what it is told also when the time for it is over.
+type deaf struct{ *activationtest.Machine }
+
+func (d deaf) SetProfile(ctx context.Context, closure string) error {
+	return d.Machine.SetProfile(context.WithoutCancel(ctx), closure)
+}
+
+func (d deaf) StartSwitch(ctx context.Context, job, closure string) error {
+	return d.Machine.StartSwitch(context.WithoutCancel(ctx), job, closure)
+}
+
+func TestASwitchThatWasNotBegunInTimeIsNotBegunAnyMore(t *testing.T) {
+	for _, stage := range []activation.Stage{activation.StageProfile, activation.StageSwitch} {
+		synctest.Test(t, func(t *testing.T) {
+			n, machine := &notes{}, activationtest.New(closureA)
+			p := activation.Procedure{Backend: deaf{machine}, Clock: clock.System{}, BootID: "boot-1", Logger: slog.New(slog.DiscardHandler)}
+			late := task(activation.Activate, closureB)
+			late.Stage, late.Job, late.Try, late.BootID = stage, "activate-1", 1, "boot-1"
+			late.Began = late.Began.Add(-2 * time.Hour)
+			if err := p.Run(t.Context(), late, n); err != nil {
+				t.Fatal(err)
+			}
+			machine.Wait()
+			if got := machine.Switches(); len(got) > 0 {
+				t.Errorf("stage %s: switches to %q", stage, got)
+			}
+			// A timeout before the switch began quarantines nothing (state.md, Quarantine): the phase says which.
+			if n.failed.Reason != api.CodeTimeout || n.failed.Phase != api.PhaseSetProfile || !n.failed.Changed {
+				t.Errorf("stage %s: %+v", stage, n.failed)
+			}
+		})
+	}
+}

@@ -11,11 +11,19 @@ import (
 const (
 	confirmTry   = 15 * time.Second
 	confirmPause = 10 * time.Second
+	// confirmLeast is how long it is tried at least after a start of the agent: a machine that was off,
+	// and has only just been booted, has not had its time to confirm, and its network comes up first.
+	confirmLeast = 2 * time.Minute
 )
 
 // confirm says whether a control plane could be reached within confirmTimeout since ConfirmFrom.
 func (r *run) confirm(ctx context.Context) (bool, error) {
-	limit, cancel := r.within(ctx, r.t.ConfirmFrom, r.t.ConfirmTimeout)
+	since := r.t.ConfirmFrom
+	least := min(r.t.ConfirmTimeout.Std(), confirmLeast)
+	if latest := r.Clock.Now().Round(0).Add(least - r.t.ConfirmTimeout.Std()); since.Before(latest) {
+		since = latest
+	}
+	limit, cancel := r.within(ctx, since, r.t.ConfirmTimeout)
 	defer cancel()
 	for pause := firstPause; ; pause = min(2*pause, confirmPause) {
 		try, done := context.WithTimeout(limit, confirmTry)

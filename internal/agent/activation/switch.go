@@ -17,6 +17,7 @@ type ended struct {
 	kind   endKind
 	status JobStatus
 	at     machine // what was seen: third
+	never  bool    // expired before the switch was begun
 }
 
 type endKind int
@@ -47,7 +48,7 @@ func (r *run) runSwitch(ctx, limit context.Context) (ended, error) {
 	for {
 		if r.t.Stage != StageSwitch {
 			if timedOut(limit) {
-				return ended{kind: expired}, nil
+				return ended{kind: expired, never: true}, nil
 			}
 			r.t.Try++
 			r.t.Job, r.t.BootID = r.jobName(), r.BootID
@@ -86,12 +87,10 @@ func (r *run) takeUp(ctx context.Context) (e ended, over bool, err error) {
 	return ended{}, false, nil
 }
 
-// follow starts the marked switch, which does nothing where it was started before, and watches it.
+// follow starts the marked switch, or takes it up where it was started before, and watches it.
 func (r *run) follow(ctx, limit context.Context) (ended, error) {
 	r.l.Progress(ctx, api.PhaseSwitch, 0, 0)
-	err := r.retry(limit, "starting the switch", func(ctx context.Context) error {
-		return r.Backend.StartSwitch(ctx, r.t.Job, r.t.Closure)
-	})
+	begun, err := r.begin(limit)
 	var e ended
 	if err == nil {
 		e, err = r.watch(limit)
@@ -99,15 +98,28 @@ func (r *run) follow(ctx, limit context.Context) (ended, error) {
 	switch {
 	case ctx.Err() != nil:
 		return ended{}, context.Cause(ctx)
-	case timedOut(limit):
-		e = ended{kind: expired}
-	case err != nil:
-		e = ended{kind: exited, status: failedStart(err)}
-	}
-	if e.kind == exited || e.kind == lost {
+	case err == nil && e.kind == third:
+		return e, r.stop(ctx, r.t.Job)
+	case err == nil:
 		return e, nil
+	case timedOut(limit):
+		return ended{kind: expired, never: !begun}, r.stop(ctx, r.t.Job)
 	}
-	return e, r.stop(ctx, r.t.Job)
+	return ended{kind: exited, status: failedStart(err)}, nil
+}
+
+// begin starts the marked switch, which does nothing where it was started before. One that was not
+// started in time is not started any more, only to be stopped half way.
+func (r *run) begin(limit context.Context) (begun bool, err error) {
+	err = r.retry(limit, "starting the switch", func(ctx context.Context) error {
+		if timedOut(ctx) {
+			s, err := r.Backend.Job(context.WithoutCancel(ctx), r.t.Job)
+			begun = err == nil && s.State == JobRunning
+			return errTimeout
+		}
+		return r.Backend.StartSwitch(ctx, r.t.Job, r.t.Closure)
+	})
+	return begun || err == nil, err
 }
 
 func failedStart(err error) JobStatus {
@@ -203,6 +215,9 @@ func (r *run) judge(ctx context.Context, e ended) verdict {
 		return verdict{failure: &f}
 	case expired:
 		f.Reason, f.StderrTail = api.CodeTimeout, "the switch did not end within activationTimeout"
+		if e.never { // which is not the closure's fault
+			f.Phase, f.StderrTail = api.PhaseSetProfile, "the switch was not begun within activationTimeout"
+		}
 		return verdict{failure: &f}
 	case third:
 		f = r.mismatch(e.at, api.PhaseSwitch)

@@ -71,3 +71,80 @@ func TestAFailureThatIsNoTextIsStillRecordedAndGoneBackFrom(t *testing.T) {
 	})
 }
 
+
+func TestASwitchThatNeverBeganIsNotTheClosuresFault(t *testing.T) {
+	inBubble(t, func(l *lab) {
+		l.killOn = "after set profile"
+		l.cp.give(activate(rollout1, closureB, soaking(time.Minute)))
+		l.start()
+		sleep(time.Minute)
+		l.stop()
+		sleep(time.Hour) // longer than activationTimeout
+		l.wantEnd(api.Reverted, closureA)
+		if e := l.event(api.ActivationFailed); e.Reason != api.CodeTimeout || e.Phase != api.PhaseSetProfile || !e.Changed {
+			t.Errorf("%+v", e)
+		}
+		l.wantQuarantined(closureB, false)
+		l.wantOn(closureA)
+	})
+}
+
+func TestAHostThatWasOffWhileItConfirmedIsGivenTimeToConfirm(t *testing.T) {
+	for name, boot := range map[string]func(*lab){
+		"the agent alone": func(*lab) {},
+		"the machine":     func(l *lab) { l.machine.Restart("") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, func(l *lab) {
+				l.inConfirm()
+				boot(l)
+				sleep(time.Hour) // longer than confirmTimeout
+				l.start()
+				sleep(30 * time.Second) // the network comes up
+				l.cp.answer(true)
+				l.wantEnd(api.HostConverged, closureB)
+			})
+		})
+	}
+}
+
+func TestAHostThatIsCutOffGoesBackHoweverOftenItIsStarted(t *testing.T) {
+	inBubble(t, func(l *lab) {
+		l.inConfirm()
+		for range 4 {
+			l.machine.Restart("")
+			l.start()
+			sleep(3 * time.Minute)
+			if l.agent.View().Rollouts[rollout1].State == api.Reverting {
+				break
+			}
+			l.kill()
+		}
+		l.until("going back", time.Minute, func() bool { return len(l.machine.Switches()) == 2 })
+		l.cp.answer(true)
+		l.wantEnd(api.Reverted, closureB, closureA)
+		l.wantFailure(api.CodeConfirmTimeout)
+	})
+}
+
+// inConfirm takes the host to where it has switched to closure b and no control plane answers, and
+// kills the agent there.
+func (l *lab) inConfirm() {
+	l.machine.Script(closureB, activationtest.Script{Takes: time.Minute})
+	l.cp.give(activate(rollout1, closureB, soaking(time.Minute)))
+	l.until("switching", time.Minute, func() bool { return len(l.machine.Switches()) == 1 })
+	l.cp.answer(false)
+	l.until("switched", 5*time.Minute, func() bool { running, _ := l.machine.Links(); return running == closureB })
+	sleep(30 * time.Second)
+	l.kill()
+}
+
+func TestWhatSomeoneSwitchedToWhileTheAgentWaitedIsNoThirdClosure(t *testing.T) {
+	inBubble(t, func(l *lab) {
+		l.waiting()
+		l.machine.Set(closureC, closureC)
+		l.cp.answer(true)
+		l.wantEnd(api.HostConverged, closureB)
+		l.wantQuarantined(closureB, false)
+	})
+}
