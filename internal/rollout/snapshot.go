@@ -127,6 +127,13 @@ func (r *rollout) snapshot() rolloutSnapshot {
 	for i := range r.open {
 		s.Waves = append(s.Waves, r.waves[i].openedAt)
 	}
+	touched := 0
+	for i := range r.members {
+		if !r.members[i].untouched() {
+			touched++
+		}
+	}
+	s.Members = slices.Grow(s.Members, touched) // each is large: growing bit by bit would copy them all twice
 	for i := range r.members {
 		if m := &r.members[i]; !m.untouched() {
 			s.Members = append(s.Members, memberSnapshot{

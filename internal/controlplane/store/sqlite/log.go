@@ -3,6 +3,7 @@ package sqlite
 import (
 	"context"
 	"database/sql"
+	"database/sql/driver"
 	"fmt"
 	"iter"
 	"time"
@@ -32,24 +33,48 @@ func (s *Store) Append(ctx context.Context, entries []store.Entry) error {
 	return nil
 }
 
-// append inserts row by row: with this driver one statement of many rows costs twice as much.
+// append writes a group in one transaction.
 func (s *Store) append(ctx context.Context, entries []store.Entry) error {
-	tx, err := s.write.BeginTx(ctx, nil)
+	conn, err := s.write.Conn(ctx)
+	if err != nil {
+		return err
+	}
+	defer conn.Close() // back into the pool
+	tx, err := conn.BeginTx(ctx, nil)
 	if err != nil {
 		return err
 	}
 	defer tx.Rollback() //nolint:errcheck // after Commit it is a no-op; before, the first error counts
-	insert := tx.StmtContext(ctx, s.insert)
-	defer insert.Close()
+	if err := conn.Raw(func(c any) error { return s.insertAll(ctx, c.(driver.Conn), entries) }); err != nil {
+		return err
+	}
+	return tx.Commit()
+}
+
+// insertAll inserts row by row, with the driver's own statement: one statement of many rows costs twice as
+// much with this driver, and database/sql a quarter more than nothing between.
+func (s *Store) insertAll(ctx context.Context, conn driver.Conn, entries []store.Entry) error {
+	stmt, err := conn.Prepare("INSERT INTO log (seq, recorded_at, kind, rollout, host, body) VALUES (?, ?, ?, ?, ?, ?)")
+	if err != nil {
+		return err
+	}
+	defer stmt.Close()
+	insert := stmt.(driver.StmtExecContext)
+	var row [6]driver.NamedValue
+	for i := range row {
+		row[i].Ordinal = i + 1
+	}
 	for i, e := range entries {
 		if e.Seq != s.last+1+int64(i) {
 			return fmt.Errorf("entry %d after %d: %w", e.Seq, s.last+int64(i), store.ErrConflict)
 		}
-		if _, err := insert.ExecContext(ctx, e.Seq, e.RecordedAt.UnixNano(), e.Kind, e.RolloutID, e.Hostname, e.Body); err != nil {
+		row[0].Value, row[1].Value, row[2].Value = e.Seq, e.RecordedAt.UnixNano(), e.Kind
+		row[3].Value, row[4].Value, row[5].Value = e.RolloutID, e.Hostname, e.Body
+		if _, err := insert.ExecContext(ctx, row[:]); err != nil {
 			return fmt.Errorf("entry %d: %w", e.Seq, err)
 		}
 	}
-	return tx.Commit()
+	return nil
 }
 
 // Entries implements store.Store.

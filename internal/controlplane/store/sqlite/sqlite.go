@@ -25,9 +25,8 @@ type Store struct {
 	path string
 	lock *os.File
 
-	write  *sql.DB   // its only connection writes
-	insert *sql.Stmt // one entry of the log
-	read   *sql.DB   // read-only connections
+	write *sql.DB // its only connection writes
+	read  *sql.DB // read-only connections
 
 	last   int64      // place of the log's last entry; Append's own
 	values sync.Mutex // held while a large value is written or dropped
@@ -121,12 +120,9 @@ func dsn(path string, settings url.Values) string {
 	return (&url.URL{Scheme: "file", Path: path, RawQuery: settings.Encode()}).String()
 }
 
-// begin prepares what every Append needs and drops what an interrupted run left behind.
+// begin finds the end of the log and drops what an interrupted run left behind.
 func (s *Store) begin(ctx context.Context) error {
 	var err error
-	if s.insert, err = s.write.PrepareContext(ctx, "INSERT INTO log (seq, recorded_at, kind, rollout, host, body) VALUES (?, ?, ?, ?, ?, ?)"); err != nil {
-		return s.explain("prepare to append", err)
-	}
 	if s.last, err = s.LastSeq(ctx); err != nil {
 		return err
 	}
@@ -136,9 +132,6 @@ func (s *Store) begin(ctx context.Context) error {
 // Close implements store.Store: it leaves one file, with nothing in the WAL, and unlocks the directory.
 func (s *Store) Close() error {
 	var errs []error
-	if s.insert != nil {
-		errs = append(errs, s.insert.Close())
-	}
 	if s.read != nil {
 		errs = append(errs, s.read.Close())
 	}
