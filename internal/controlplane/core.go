@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"time"
 
 	"nixfleet.dev/nixfleet/api"
 	"nixfleet.dev/nixfleet/internal/clock"
@@ -12,8 +13,8 @@ import (
 	"nixfleet.dev/nixfleet/internal/rollout"
 )
 
-// core is the writer as the server sees it: server.Core and server.Views. It turns refusals into
-// problems and knows nothing else.
+// core is the writer as the server and the issuer see it: server.Core, server.Views and enroll.Tokens. It
+// turns refusals into problems and knows nothing else.
 type core struct {
 	writer *writer.Writer
 	clock  clock.Clock
@@ -47,6 +48,11 @@ func (c *core) Heartbeat(ctx context.Context, hb api.Heartbeat) (api.HeartbeatRe
 // Reject implements server.Core.
 func (c *core) Reject(ctx context.Context, r api.Rejection) error {
 	return problem(c.writer.Reject(ctx, r.Hostname, r))
+}
+
+// UseToken implements enroll.Tokens. That a token is spent is for the issuer to say.
+func (c *core) UseToken(ctx context.Context, host, nonce, publicKeySHA256 string, expiresAt *time.Time) error {
+	return problem(c.writer.UseToken(ctx, host, nonce, publicKeySHA256, expiresAt))
 }
 
 // problem turns what the writer and the fleet refuse with into what the server answers.

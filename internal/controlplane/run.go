@@ -157,7 +157,7 @@ func (s *supervisor) assemble(db *sqlite.Store) (err error) {
 		Artifacts: newArtifacts(c, db), Clock: o.Clock, Logger: s.log, Metrics: server.NewMetrics(s.registry),
 	}
 	if s.config.Issuer != nil {
-		if s.issuer, err = s.newIssuer(); err != nil {
+		if s.issuer, err = s.newIssuer(c); err != nil {
 			return err
 		}
 		so.Issuer = s.issuer
@@ -175,11 +175,11 @@ func (s *supervisor) assemble(db *sqlite.Store) (err error) {
 	return s.source.Restore()
 }
 
-func (s *supervisor) newIssuer() (*enroll.Issuer, error) {
+func (s *supervisor) newIssuer(tokens enroll.Tokens) (*enroll.Issuer, error) {
 	i := s.config.Issuer
 	return enroll.New(enroll.Options{
 		CertFile: i.CACert, KeyFile: i.CAKey, Lifetime: i.CertificateLifetime, TrustDomain: s.config.TrustDomain,
-		Root: s.trust.Load, Tokens: s.writer, Clock: s.options.Clock, Logger: s.log, Metrics: s.registry,
+		Root: s.trust.Load, Tokens: tokens, Clock: s.options.Clock, Logger: s.log, Metrics: s.registry,
 		Accepted: func(chain []*x509.Certificate) error {
 			return s.credentials.VerifyClient(chain, s.options.Clock.Now())
 		},

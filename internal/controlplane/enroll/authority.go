@@ -15,10 +15,10 @@ import (
 
 // authority is what certificates are issued with.
 type authority struct {
-	digest        [sha256.Size]byte // of the files
-	cert          *x509.Certificate
-	key           crypto.Signer
-	intermediates []*x509.Certificate // from cert up to the root, without it
+	digest  [sha256.Size]byte // of the files
+	cert    *x509.Certificate
+	key     crypto.Signer
+	issuers []*x509.Certificate // cert, and from there up to the root, which is left out unless cert is it
 }
 
 func loadAuthority(certFile, keyFile string) (*authority, error) {
@@ -56,8 +56,8 @@ func (a *authority) parseCerts(data []byte) error {
 		if a.cert == nil {
 			a.cert = cert
 		}
-		if !bytes.Equal(cert.RawIssuer, cert.RawSubject) {
-			a.intermediates = append(a.intermediates, cert)
+		if cert == a.cert || !bytes.Equal(cert.RawIssuer, cert.RawSubject) {
+			a.issuers = append(a.issuers, cert)
 		}
 	}
 	switch {

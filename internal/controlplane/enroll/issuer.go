@@ -208,14 +208,9 @@ func (i *Issuer) template(host string, begins, now time.Time) *x509.Certificate 
 	return t
 }
 
-// chain returns the shortest chain that this control plane lets in: the leaf alone where it knows what
-// issued it.
+// chain returns leaf with what issued it (wire.md, Certificates), if this control plane would let it in.
 func (i *Issuer) chain(leaf *x509.Certificate, a *authority) ([]*x509.Certificate, error) {
-	chain := []*x509.Certificate{leaf}
-	if i.options.Accepted(chain) == nil {
-		return chain, nil
-	}
-	chain = append(chain, a.intermediates...)
+	chain := append([]*x509.Certificate{leaf}, a.issuers...)
 	return chain, i.options.Accepted(chain)
 }
 

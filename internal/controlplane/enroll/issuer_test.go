@@ -1,6 +1,7 @@
 package enroll
 
 import (
+	"bytes"
 	"context"
 	"crypto"
 	"crypto/ecdsa"
@@ -162,15 +163,34 @@ func (f *fixture) enroll(token api.Envelope, csr string) (*x509.Certificate, err
 
 func (f *fixture) parse(reply api.CertificateReply) *x509.Certificate {
 	f.t.Helper()
-	block, rest := pem.Decode([]byte(reply.Certificate))
-	if block == nil || len(rest) > 0 {
-		f.t.Fatalf("certificate: %s", reply.Certificate)
+	chain := f.chain(reply)
+	if !chain[0].NotAfter.Equal(reply.NotAfter) {
+		f.t.Fatalf("the certificate ends at %v, the reply says %v", chain[0].NotAfter, reply.NotAfter)
 	}
-	cert, err := x509.ParseCertificate(block.Bytes)
-	if err != nil || !cert.NotAfter.Equal(reply.NotAfter) {
-		f.t.Fatalf("%v, notAfter %v", err, reply.NotAfter)
+	return chain[0]
+}
+
+// chain reads all certificates of a reply, which must be there and lead from one to the next.
+func (f *fixture) chain(reply api.CertificateReply) (chain []*x509.Certificate) {
+	f.t.Helper()
+	for rest := []byte(reply.Certificate); len(rest) > 0; {
+		var block *pem.Block
+		if block, rest = pem.Decode(rest); block == nil {
+			f.t.Fatalf("not all of it is PEM: %s", reply.Certificate)
+		}
+		cert, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			f.t.Fatal(err)
+		}
+		if n := len(chain); n > 0 && chain[n-1].CheckSignatureFrom(cert) != nil {
+			f.t.Fatalf("certificate %d did not issue the one before it", n)
+		}
+		chain = append(chain, cert)
 	}
-	return cert
+	if len(chain) < 2 {
+		f.t.Fatalf("%d certificates are no chain: %s", len(chain), reply.Certificate)
+	}
+	return chain
 }
 
 func code(err error) api.Code {
@@ -208,6 +228,37 @@ func TestACertificateIsTheTokensHostsAndNothingElse(t *testing.T) {
 		if cert.SerialNumber.BitLen() < 120 {
 			t.Errorf("serial %v", cert.SerialNumber)
 		}
+	}
+}
+
+func TestACertificateComesWithWhatIssuedIt(t *testing.T) {
+	f := newFixture(t, time.Hour)
+	reply, err := f.issuer.Enroll(t.Context(), api.EnrollRequest{Token: f.token(nil), CSR: csr(t, ecKey(t, elliptic.P256()))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if chain := f.chain(reply); len(chain) != 2 || !chain[1].Equal(f.ca.Cert) {
+		t.Errorf("%d certificates, want the host's and its authority's", len(chain))
+	}
+}
+
+func TestAChainLeadsUpToTheRootAndLeavesThatOut(t *testing.T) {
+	f := newFixture(t, time.Hour)
+	template := *f.ca.Cert
+	template.RawSubject, template.Subject = nil, pkix.Name{CommonName: "hosts"}
+	key := ecKey(t, elliptic.P256())
+	under, err := x509.CreateCertificate(rand.Reader, &template, f.ca.Cert, key.Public(), f.ca.Key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: under})
+	text = append(text, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: f.ca.Cert.Raw})...)
+	a := &authority{}
+	if err := a.parseCerts(text); err != nil {
+		t.Fatal(err)
+	}
+	if len(a.issuers) != 1 || !bytes.Equal(a.issuers[0].Raw, under) {
+		t.Errorf("%d issuers, want the intermediate alone", len(a.issuers))
 	}
 }
 
