@@ -85,7 +85,7 @@ func (w *world) beatOnce(b *testing.B, name string) {
 }
 
 // applyOnly applies without keeping a log.
-func (w *world) applyOnly(b *testing.B, entries []Entry) {
+func (w *world) applyOnly(b testing.TB, entries []Entry) {
 	for _, e := range entries {
 		e.LogSeq = w.f.LogSeq() + 1
 		if err := w.f.Apply(e); err != nil {

@@ -33,6 +33,11 @@ func (f *Fleet) Plan(now time.Time) []Entry {
 	return recorded(entries, now)
 }
 
+// MaxRounds is how often in a row Plan can have something to decide at one moment. Each decision may make
+// others due, but never for ever: a host that is left out takes along those that come after it, one link
+// of the chain in a round, and comes back in the same way.
+func (f *Fleet) MaxRounds() int { return 1000 + 2*len(f.hosts) }
+
 func recorded(entries []Entry, now time.Time) []Entry {
 	for i := range entries {
 		entries[i].RecordedAt = now

@@ -8,9 +8,6 @@ import (
 	"nixfleet.dev/nixfleet/internal/rollout"
 )
 
-// maxRounds is how often one turn plans: each round's decisions may make others due, but never for ever.
-const maxRounds = 1000
-
 // minPause is the least time between two turns that only time asks for.
 const minPause = 10 * time.Millisecond
 
@@ -89,7 +86,7 @@ func (c *core) drain(failed context.Context) error {
 
 // flush hands groups over until no more than so many entries are left.
 func (c *core) flush(failed context.Context, entries int) error {
-	for c.backlog > entries || entries == 0 && len(c.pending) > 0 {
+	for len(c.pending) > 0 && (entries == 0 || c.backlog > entries) {
 		handOver, oldest, n := c.offer()
 		select {
 		case handOver <- oldest:
@@ -185,7 +182,8 @@ func (t *turn) judge(in *input) error {
 
 // plan decides until nothing more is due.
 func (t *turn) plan() error {
-	for range maxRounds {
+	rounds := t.fleet.MaxRounds()
+	for range rounds {
 		decisions := t.fleet.Plan(t.now)
 		if len(decisions) == 0 {
 			return nil
@@ -196,7 +194,7 @@ func (t *turn) plan() error {
 			}
 		}
 	}
-	return fmt.Errorf("the planner found something new to decide %d times in a row", maxRounds)
+	return fmt.Errorf("the planner found something new to decide %d times in a row", rounds)
 }
 
 // record numbers entries, folds them into the fleet and puts them into a group.
