@@ -37,8 +37,12 @@ func (s *Server) readAll(w http.ResponseWriter, r *http.Request, limit int64) ([
 	if r.ContentLength > limit {
 		return nil, tooLarge
 	}
-	control := http.NewResponseController(w)
-	if err := control.SetReadDeadline(s.clock.Now().Add(s.timeouts.body)); err != nil {
+	control, now := http.NewResponseController(w), s.clock.Now()
+	if err := control.SetReadDeadline(now.Add(s.timeouts.body)); err != nil {
+		return nil, err
+	}
+	// The response has its own time after the body's, or one about a slow body would never go out.
+	if err := control.SetWriteDeadline(now.Add(s.timeouts.body + s.timeouts.write)); err != nil {
 		return nil, err
 	}
 	var body bytes.Buffer

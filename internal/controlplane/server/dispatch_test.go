@@ -99,36 +99,43 @@ func TestAHostsSecondPollEndsTheFirst(t *testing.T) {
 	f.given(<-second, offer("web-0"))
 }
 
+// TestAThousandPollsOfOneHostLeaveOthersAlone sends them over as many connections as a host may have, and
+// over one of HTTP/2.
 func TestAThousandPollsOfOneHostLeaveOthersAlone(t *testing.T) {
-	f := start(t)
-	other := f.poll(f.host("web-1"), "60")
-	f.parked(1)
-	c := f.client(true, f.ca.Host("web-0"))
-	var polls []<-chan response
-	for range 1000 {
-		polls = append(polls, f.poll(c, "60"))
-	}
-	f.eventually(func() bool {
-		ended := 0
-		for _, p := range polls {
-			ended += len(p)
-		}
-		return ended >= 999
-	}, "all but one of the polls end")
-	f.parked(2)
-	f.registry.Set("web-1", offer("web-1"))
-	f.given(<-other, offer("web-1"))
-	f.registry.Set("web-0", offer("web-0"))
-	counts := map[int]int{}
-	for _, p := range polls {
-		r := <-p
-		counts[r.status]++
-		if r.status == 429 && r.header.Get("Retry-After") == "" {
-			t.Error("429 without Retry-After")
-		}
-	}
-	if counts[200] == 0 || counts[200]+counts[204]+counts[429] != 1000 {
-		t.Errorf("answers: %v", counts)
+	for name, polls := range map[string]int{"HTTP/1.1": 1000, "HTTP/2": maxOperatorRequests} {
+		t.Run(name, func(t *testing.T) {
+			f := start(t)
+			other := f.poll(f.host("web-1"), "60")
+			f.parked(1)
+			c := f.client(name == "HTTP/2", f.ca.Host("web-0"))
+			c.Transport.(*http.Transport).MaxConnsPerHost = maxNameConnections
+			c.Timeout = 0
+			var answers []<-chan response
+			for range polls {
+				answers = append(answers, f.poll(c, "60"))
+			}
+			f.eventually(func() bool {
+				ended := 0
+				for _, a := range answers {
+					ended += len(a)
+				}
+				return ended == polls-1
+			}, "all but one of the polls end")
+			f.registry.Set("web-1", offer("web-1"))
+			f.given(<-other, offer("web-1"))
+			f.registry.Set("web-0", offer("web-0"))
+			counts := map[int]int{}
+			for _, a := range answers {
+				r := <-a
+				counts[r.status]++
+				if r.status == 429 && r.header.Get("Retry-After") == "" {
+					t.Error("429 without Retry-After")
+				}
+			}
+			if counts[200] != 1 || counts[200]+counts[204]+counts[429] != polls {
+				t.Errorf("answers: %v", counts)
+			}
+		})
 	}
 }
 

@@ -338,7 +338,7 @@ func TestSlowPeersAreCutOff(t *testing.T) {
 
 func TestABodyThatComesTooSlowlyIsToldSo(t *testing.T) {
 	short := contract
-	short.body = 100 * time.Millisecond
+	short.body, short.write = 100*time.Millisecond, 100*time.Millisecond // as long as each other, like the contract's
 	f := start(t, func(o *Options) { o.timeouts = &short })
 	r, w := io.Pipe()
 	defer w.Close()
