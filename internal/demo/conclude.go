@@ -2,7 +2,10 @@ package demo
 
 import (
 	"fmt"
+	"strconv"
+	"strings"
 
+	"nixfleet.dev/nixfleet/api"
 	"nixfleet.dev/nixfleet/internal/ui"
 )
 
@@ -10,19 +13,23 @@ import (
 func (d *demo) conclude(r Result) {
 	say := d.screen.say
 	say("\n%s", ui.Bold("What happened"))
+	digits := len(strconv.Itoa(r.Hosts))
 	for _, s := range r.Steps {
-		say("  %-5s %s  %s", s.Name, ui.Rollout(s.State), ui.Dim(fmt.Sprintf(
-			"%d converged, %d reverted, %d untouched", s.Converged, s.Reverted, s.Untouched)))
+		state := ui.Rollout(s.State) + strings.Repeat(" ", len(api.RolloutConverged)-min(len(s.State), len(api.RolloutConverged)))
+		say("  %-5s %s  %s", s.Name, state, ui.Dim(fmt.Sprintf("%*d converged  %*d reverted  %*d untouched",
+			digits, s.Converged, digits, s.Reverted, digits, s.Untouched)))
 	}
-	say("%s", ui.Dim("  Counted on the hosts, by each one's own current-system link, not by what the control plane says."))
+	say("%s", explain("Counted on the hosts, by each one's own current-system link, not by what the control plane says."))
 	if !r.OK {
 		say("\n%s the fleet did not end as it should; everything it wrote is in %s", ui.Bad("✗"), d.dir)
 		return
 	}
 	if d.Keep != "" || d.Serve {
 		say("\n%s\n  %s", ui.Bold("Where it all is"), d.dir)
-		say("%s", ui.Dim("  fleet/  keys, trust, configuration, what was released, the control plane's database\n"+
-			"  hosts/  one folder a host, with its agent's state    store/  closures    logs/  of every part"))
+		say("%s", ui.Dim("  fleet/  keys, trust, configuration, releases, the control plane's database\n"+
+			"  hosts/  one folder a host, with its agent's state\n"+
+			"  store/  closures\n"+
+			"  logs/   of every part"))
 	}
 	config := "--config " + d.lab.OperatorConfig()
 	if d.Serve {
@@ -34,8 +41,12 @@ func (d *demo) conclude(r Result) {
 		return
 	}
 	say("\n%s", ui.Bold("What to try next"))
-	say("  %s demo --serve              %s", d.Command, ui.Dim("the same, and stay up to look around"))
-	say("  %s demo --hosts 100          %s", d.Command, ui.Dim("a larger fleet"))
-	say("  %s demo --keep ./demo        %s", d.Command, ui.Dim("keep every file it makes, to read"))
-	say("  %s init ./fleet --help       %s", d.Command, ui.Dim("start a fleet of your own"))
+	for _, try := range [][2]string{
+		{"demo --serve", "the same, and stay up to look around"},
+		{"demo --hosts 100", "a larger fleet"},
+		{"demo --keep ./demo", "keep every file, to read"},
+		{"init --help", "start a fleet of your own"},
+	} {
+		say("  %s %-19s %s", d.Command, try[0], ui.Dim(try[1]))
+	}
 }

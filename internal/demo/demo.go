@@ -74,6 +74,14 @@ type step struct {
 	outcome           func(r StepResult) string
 }
 
+// counted writes a number of things.
+func counted(n int, one, more string) string {
+	if n == 1 {
+		return "1 " + one
+	}
+	return fmt.Sprintf("%d %s", n, more)
+}
+
 const switchTakes = 300 * time.Millisecond
 
 var steps = []step{
@@ -98,7 +106,7 @@ var steps = []step{
 			return StepResult{Reverted: canaries, Untouched: hosts - canaries}
 		},
 		outcome: func(r StepResult) string {
-			return fmt.Sprintf("%d canaries rolled themselves back; the other %d hosts were never touched", r.Reverted, r.Untouched)
+			return fmt.Sprintf("rolled back by themselves: %s; never touched: %s", counted(r.Reverted, "canary", "canaries"), counted(r.Untouched, "host", "hosts"))
 		},
 	},
 	{
@@ -150,7 +158,10 @@ func Run(ctx context.Context, o Options) (err error) {
 func folder(o Options) (string, func() error, error) {
 	if o.Keep == "" {
 		dir, err := os.MkdirTemp("", "nixfleet-demo-")
-		return dir, func() error { return os.RemoveAll(dir) }, err
+		if err != nil {
+			return "", nil, fmt.Errorf("making a temporary folder (TMPDIR says where, or --keep DIR): %w", err)
+		}
+		return dir, func() error { return removeAll(o.Clock, dir) }, nil
 	}
 	dir, err := filepath.Abs(o.Keep)
 	if err != nil {
@@ -165,6 +176,17 @@ func folder(o Options) (string, func() error, error) {
 		return "", nil, fmt.Errorf("--keep %s: the folder is not empty; name a new one", dir)
 	}
 	return dir, func() error { return nil }, nil
+}
+
+// removeAll removes a folder in which a detached script may just be writing its last line.
+func removeAll(clk clock.Clock, dir string) error {
+	for range 20 {
+		if os.RemoveAll(dir) == nil {
+			return nil
+		}
+		_ = clk.Sleep(context.Background(), scriptPoll) // its context does not end
+	}
+	return os.RemoveAll(dir)
 }
 
 // demo is one run.
@@ -199,18 +221,26 @@ func (d *demo) chooseScreen(ctx context.Context) screen {
 func (d *demo) run(ctx context.Context) (Result, error) {
 	ctx, err := d.start(ctx)
 	if err != nil {
-		return Result{}, err
+		return Result{}, cause(ctx, err)
 	}
 	result := Result{OK: true, Hosts: d.Hosts}
 	for _, s := range steps {
 		got, err := d.step(ctx, s)
 		if err != nil {
-			return Result{}, fmt.Errorf("%s release: %w", s.name, err)
+			return Result{}, fmt.Errorf("%s release: %w", s.name, cause(ctx, err))
 		}
 		result.OK = result.OK && got == d.expected(s, got.RolloutID)
 		result.Steps = append(result.Steps, got)
 	}
 	return result, nil
+}
+
+// cause is why ctx ended where it did, since all else failed only for that, and otherwise err.
+func cause(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	return err
 }
 
 // expected is what must come of a step.
@@ -268,7 +298,8 @@ func (d *demo) follow(ctx context.Context, id string) (api.Rollout, error) {
 				return rollout, nil
 			}
 		case !operator.IsCode(err, api.CodeNotFound) && !operator.IsCode(err, api.CodeUnknownRollout):
-			return api.Rollout{}, err
+			// Where the control plane ended, its own error says why; it is here in a moment.
+			return api.Rollout{}, errors.Join(d.Clock.Sleep(ctx, time.Second), err)
 		}
 		if err := d.Clock.Sleep(ctx, 150*time.Millisecond); err != nil {
 			return api.Rollout{}, err

@@ -2,6 +2,8 @@ package demo
 
 import (
 	"bytes"
+	"context"
+	"errors"
 	"os"
 	"strings"
 	"testing"
@@ -57,6 +59,64 @@ func TestTheDemoEndsAsItSays(t *testing.T) {
 	}
 	if left, err := os.ReadDir(os.Getenv("TMPDIR")); err != nil || len(left) > 0 {
 		t.Errorf("it left %v behind (%v)", left, err)
+	}
+}
+
+// TestTheDemoLeavesNothingWhenItIsInterrupted interrupts it while the canaries switch.
+func TestTheDemoLeavesNothingWhenItIsInterrupted(t *testing.T) {
+	t.Setenv("TMPDIR", t.TempDir())
+	ctx, interrupt := context.WithCancelCause(t.Context())
+	defer interrupt(nil)
+	stop := errors.New("somebody pressed Ctrl-C")
+	out := &watched{want: "Activating", found: func() { interrupt(stop) }}
+	o := options(t, &out.Buffer)
+	o.Stdout = out
+	if err := Run(ctx, o); !errors.Is(err, stop) {
+		t.Errorf("it ended with %v", err)
+	}
+	if left, err := os.ReadDir(os.Getenv("TMPDIR")); err != nil || len(left) > 0 {
+		t.Errorf("it left %v behind (%v)", left, err)
+	}
+}
+
+// watched is a buffer that says when something was written to it.
+type watched struct {
+	bytes.Buffer
+	want  string
+	found func()
+}
+
+func (w *watched) Write(p []byte) (int, error) {
+	if bytes.Contains(p, []byte(w.want)) {
+		w.found()
+	}
+	return w.Buffer.Write(p)
+}
+
+// TestTheDemoSaysWhichPartEnded has a part of the fleet end by itself, as on a full disk.
+func TestTheDemoSaysWhichPartEnded(t *testing.T) {
+	t.Setenv("TMPDIR", t.TempDir())
+	var out bytes.Buffer
+	o := options(t, &out)
+	ctx := t.Context()
+	dir, cleanUp, err := folder(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := &demo{Options: o, dir: dir, screen: silent{}}
+	defer func() {
+		if err := errors.Join(d.stop(), cleanUp()); err != nil {
+			t.Error(err)
+		}
+	}()
+	running, err := d.start(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.work(running, "the extra part", func(context.Context) error { return errors.New("no space left on device") })
+	_, err = d.follow(running, "stable@0000000")
+	if err = cause(running, err); err == nil || !strings.Contains(err.Error(), "the extra part ended: no space left on device") {
+		t.Errorf("it says %v", err)
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"nixfleet.dev/nixfleet/internal/agent"
@@ -139,6 +140,7 @@ func (d *demo) stop() error {
 	}
 	var errs []error
 	if d.lab != nil {
+		d.awaitScripts()
 		errs = append(errs, d.lab.Close())
 	}
 	for _, f := range d.logs {
@@ -146,3 +148,20 @@ func (d *demo) stop() error {
 	}
 	return errors.Join(errs...)
 }
+
+// awaitScripts waits for activation scripts to end: they are detached from their agents, so that an agent
+// can be replaced by its own switch, and would go on writing to a folder that is to be removed.
+func (d *demo) awaitScripts() {
+	running := func(m lab.Machine) bool {
+		switches, err := m.Switches()
+		return err == nil && len(switches) > 0 && !switches[len(switches)-1].Finished
+	}
+	for range 10 * switchTakes / scriptPoll {
+		if !slices.ContainsFunc(d.lab.Machines, running) {
+			return
+		}
+		_ = d.Clock.Sleep(context.Background(), scriptPoll) // its context does not end
+	}
+}
+
+const scriptPoll = 50 * time.Millisecond
