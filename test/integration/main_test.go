@@ -78,7 +78,7 @@ func beAgents(ctx context.Context, configs []string) error {
 		if err != nil {
 			return err
 		}
-		logger := slog.New(slog.NewTextHandler(os.Stderr, nil)).With("host", c.Hostname)
+		logger := slog.New(slog.NewTextHandler(os.Stderr, nil))
 		workers.Go(func() {
 			errs <- agent.Run(ctx, c, agent.Options{Logger: logger, Clock: clock.System{}, Version: "test", Helper: []string{self}})
 		})

@@ -48,8 +48,8 @@ type accepted struct {
 
 // Options configure a Keeper.
 type Options struct {
-	Dir      *os.Root // the agent's state folder
-	Root     *trust.Root
+	Dir      *os.Root           // the agent's state folder
+	Root     func() *trust.Root // trust.json as it is now
 	Hostname string
 	Channels []string // the only channels this host may follow; empty allows all
 	Clock    clock.Clock
@@ -114,7 +114,7 @@ func (k *Keeper) Follow(channel string) error {
 func (k *Keeper) Highest(channel string) *trust.Verified[api.Manifest] {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	return k.highest(channel, k.o.Clock.Now())
+	return k.highest(k.o.Root(), channel, k.o.Clock.Now())
 }
 
 // Accept verifies a rollout's manifest and this host's line now, by all of the rules, and records it
@@ -127,10 +127,10 @@ func (k *Keeper) Accept(rolloutID string, envelope []byte, proof api.HostProof) 
 	if err != nil {
 		return manifest.Accepted{}, err
 	}
-	now := k.o.Clock.Now()
-	records, latest := k.records(now)
+	now, root := k.o.Clock.Now(), k.o.Root()
+	records, latest := k.records(root, now)
 	a := manifest.Acceptance{
-		Root: k.o.Root, RolloutID: rolloutID, Hostname: k.o.Hostname, Now: now, Envelope: envelope, Proof: proof,
+		Root: root, RolloutID: rolloutID, Hostname: k.o.Hostname, Now: now, Envelope: envelope, Proof: proof,
 		Last: records[channel], PreviousChannel: k.r.Channel, LatestSignedAt: latest, AllowedChannels: k.o.Channels,
 	}
 	if k.r.Channel != channel {
@@ -147,12 +147,12 @@ func (k *Keeper) Accept(rolloutID string, envelope []byte, proof api.HostProof) 
 }
 
 // highest is Highest with the lock held.
-func (k *Keeper) highest(channel string, now time.Time) *trust.Verified[api.Manifest] {
+func (k *Keeper) highest(root *trust.Root, channel string, now time.Time) *trust.Verified[api.Manifest] {
 	a, ok := k.r.Accepted[channel]
 	if !ok {
 		return nil
 	}
-	v, err := manifest.VerifyStored(k.o.Root, a.RolloutID, a.Envelope, now)
+	v, err := manifest.VerifyStored(root, a.RolloutID, a.Envelope, now)
 	if err != nil {
 		k.o.Logger.Warn("the highest manifest accepted before no longer verifies; it does not count", "channel", channel, "rollout", a.RolloutID, "err", err)
 		return nil
@@ -162,11 +162,11 @@ func (k *Keeper) highest(channel string, now time.Time) *trust.Verified[api.Mani
 
 // records returns the highest manifest of every channel, and the time before which it cannot be now:
 // the latest at which one of them was signed.
-func (k *Keeper) records(now time.Time) (map[string]*trust.Verified[api.Manifest], time.Time) {
+func (k *Keeper) records(root *trust.Root, now time.Time) (map[string]*trust.Verified[api.Manifest], time.Time) {
 	records := make(map[string]*trust.Verified[api.Manifest], len(k.r.Accepted))
 	var latest time.Time
 	for channel := range k.r.Accepted {
-		v := k.highest(channel, now)
+		v := k.highest(root, channel, now)
 		if v == nil {
 			continue
 		}

@@ -38,8 +38,9 @@ func (h *history) keeper(trusted api.Trust) *accept.Keeper {
 		h.t.Fatal(err)
 	}
 	h.t.Cleanup(func() { dir.Close() })
+	root := manifesttest.Root(trusted)
 	o := accept.Options{
-		Dir: dir, Root: manifesttest.Root(trusted), Hostname: host, Clock: clock.System{},
+		Dir: dir, Root: func() *trust.Root { return root }, Hostname: host, Clock: clock.System{},
 		Logger: slog.New(slog.NewTextHandler(&h.log, nil)),
 	}
 	if h.edit != nil {
@@ -207,6 +208,27 @@ func TestARecordThatCannotBeReadIsSetAsideLoudly(t *testing.T) {
 		}
 		if _, err := os.Stat(filepath.Join(h.dir, "accepted.json.corrupt")); err != nil {
 			t.Error(err)
+		}
+	})
+}
+
+func TestAKeyThatIsRemovedCountsForNothingFromThenOn(t *testing.T) {
+	inBubble(t, func(t *testing.T, h *history) {
+		before := manifesttest.Trust()
+		before.Release.Keys = append(before.Release.Keys, manifesttest.Trusted("stolen", manifesttest.Key("stolen")))
+		trusted := manifesttest.Root(before)
+		h.edit = func(o *accept.Options) { o.Root = func() *trust.Root { return trusted } }
+		k := h.keeper(before)
+		thiefs := release(1<<53-1, func(o *manifesttest.Options) { o.Ref, o.Signers = "badbad0", []trust.Signer{manifesttest.Key("stolen")} })
+		if code := try(k, thiefs); code != "" {
+			t.Fatalf("while the key is trusted: %s", code)
+		}
+		trusted = manifesttest.Root(manifesttest.Trust())
+		if code := try(k, thiefs); code != api.CodeSignatureInvalid {
+			t.Errorf("once it is removed: %q", code)
+		}
+		if code := try(k, release(10, nil)); code != "" { // its jump ahead is undone
+			t.Errorf("a good release is refused as %s", code)
 		}
 	})
 }

@@ -244,6 +244,6 @@ func (h *Host) save(reply api.CertificateReply, key *ecdsa.PrivateKey) error {
 	if err := writeFile(h.o.Cert, []byte(reply.Certificate)); err != nil {
 		return &localError{fmt.Errorf("write the certificate: %w", err)}
 	}
-	h.o.Logger.Info("got a certificate", "host", h.o.Hostname, "notAfter", cert.NotAfter)
+	h.o.Logger.Info("got a certificate", "notAfter", cert.NotAfter)
 	return nil
 }

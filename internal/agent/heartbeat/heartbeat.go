@@ -70,7 +70,7 @@ type Options struct {
 	Hostname    string
 	Version     string // of the agent
 	BootID      string
-	TrustSHA256 string
+	TrustSHA256 func() string        // of the trust.json that counts now
 	Uptime      func() time.Duration // of the machine
 
 	// Interval is fixed by this host's configuration; 0 follows the control plane.
@@ -214,7 +214,7 @@ func (w *Worker) compose(ctx context.Context) (api.Heartbeat, error) {
 	hb := api.Heartbeat{
 		Hostname: w.o.Hostname, JournalID: view.JournalID, At: w.o.Clock.Now().Round(0),
 		AgentVersion: w.o.Version, BootID: w.o.BootID, CurrentClosure: running, BootClosure: boot,
-		TrustSHA256: w.o.TrustSHA256, UptimeSeconds: int64(w.o.Uptime() / time.Second), LastSeq: view.LastSeq,
+		TrustSHA256: w.o.TrustSHA256(), UptimeSeconds: int64(w.o.Uptime() / time.Second), LastSeq: view.LastSeq,
 	}
 	if machine, ok := w.o.Machine.(pending); ok {
 		if hb.RebootPending, err = machine.RebootPending(ctx); err != nil {

@@ -23,6 +23,7 @@ import (
 	"nixfleet.dev/nixfleet/internal/agent/standin"
 	"nixfleet.dev/nixfleet/internal/clock"
 	"nixfleet.dev/nixfleet/internal/manifest/manifesttest"
+	"nixfleet.dev/nixfleet/internal/trust"
 )
 
 const beatPath = "POST /v1/agent/heartbeat"
@@ -81,15 +82,16 @@ func inBubble(t *testing.T, test func(t *testing.T, r *rig)) {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { state.Close() })
+		root := manifesttest.Root(manifesttest.Trust())
 		r.keeper, err = accept.Open(accept.Options{
-			Dir: state, Root: manifesttest.Root(manifesttest.Trust()), Hostname: host, Clock: clock.System{}, Logger: logger,
+			Dir: state, Root: func() *trust.Root { return root }, Hostname: host, Clock: clock.System{}, Logger: logger,
 		})
 		if err != nil {
 			t.Fatal(err)
 		}
 		r.view = reducer.View{JournalID: strings.Repeat("ab", 16), LastSeq: map[string]int64{"stable@0a1b2c3d": 7}, Rollouts: map[string]reducer.RolloutView{"stable@0a1b2c3d": {}}}
 		r.options = heartbeat.Options{
-			Hostname: host, Version: "1.2", BootID: "boot", TrustSHA256: "digest", Uptime: func() time.Duration { return 90 * time.Second },
+			Hostname: host, Version: "1.2", BootID: "boot", TrustSHA256: func() string { return "digest" }, Uptime: func() time.Duration { return 90 * time.Second },
 			ErrorBackoff: 5 * time.Second, ControlPlane: c, Reducer: r, Keeper: r.keeper, Machine: r, Heard: func() { r.heard++ },
 			Clock: clock.System{}, Logger: logger, Random: func() float64 { return 0 },
 		}

@@ -41,6 +41,7 @@ type Replay struct {
 
 // Journal is an open journal. Its methods may be called concurrently.
 type Journal struct {
+	dir  string
 	fs   FS
 	lock io.Closer
 
@@ -67,7 +68,7 @@ func Open(o Options) (*Journal, Replay, error) {
 }
 
 func open(o Options) (_ *Journal, replay Replay, err error) {
-	j := &Journal{fs: o.FS}
+	j := &Journal{dir: o.Dir, fs: o.FS}
 	if j.fs == nil {
 		if j.fs, err = openDir(o.Dir); err != nil {
 			return nil, Replay{}, err
@@ -89,7 +90,7 @@ func open(o Options) (_ *Journal, replay Replay, err error) {
 		return nil, Replay{}, err
 	}
 	if replay.SetAside != "" {
-		replay.SetAside = filepath.Join(o.Dir, replay.SetAside)
+		replay.SetAside = filepath.Join(j.dir, replay.SetAside)
 	}
 	return j, replay, nil
 }
@@ -120,6 +121,29 @@ func (j *Journal) recover() (Replay, error) {
 	}
 	name, err := j.setAside(aside)
 	return Replay{SetAside: name, Damage: damage.Error()}, err
+}
+
+// SetAside puts the journal aside as Open does with a damaged one, and begins a new one; both are
+// durable on return. It is for records that are whole and still say nothing to who reads them, since
+// another version wrote them. Errors are as those of Append.
+func (j *Journal) SetAside() (path string, err error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.err != nil {
+		return "", j.err
+	}
+	aside, err := j.aside()
+	var name string
+	if err == nil {
+		name, err = j.setAside(aside)
+	}
+	if err == nil {
+		err = j.replace(nil)
+	}
+	if err != nil {
+		return "", j.fail("setting it aside", err)
+	}
+	return filepath.Join(j.dir, name), nil
 }
 
 func (j *Journal) read() ([]byte, error) {

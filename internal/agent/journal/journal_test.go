@@ -186,6 +186,30 @@ func TestADamagedJournalIsReportedAfterAKillToo(t *testing.T) {
 	}
 }
 
+func TestAWholeJournalCanBeSetAsideToo(t *testing.T) {
+	dir, _ := filled(t, 3)
+	j, _ := mustOpen(t, dir)
+	path, err := j.SetAside()
+	if err != nil || path != filepath.Join(dir, asideName(1)) {
+		t.Fatalf("%q, %v", path, err)
+	}
+	if err := j.Append(fact(1)); err != nil {
+		t.Error(err)
+	}
+	j.Close()
+	_, replay := mustOpen(t, dir)
+	if last, err := fold(replay.Records); err != nil || last != 1 || replay.SetAside != "" {
+		t.Errorf("the new journal has %d facts, %v; %q set aside", last, err, replay.SetAside)
+	}
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if records, err := parse(data); err != nil || len(records) != 3 {
+		t.Errorf("set aside are %d records, %v", len(records), err)
+	}
+}
+
 func TestTwoAgentsNeverShareADirectory(t *testing.T) {
 	dir := t.TempDir()
 	first, _ := mustOpen(t, dir)

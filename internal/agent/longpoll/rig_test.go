@@ -22,6 +22,7 @@ import (
 	"nixfleet.dev/nixfleet/internal/agent/standin"
 	"nixfleet.dev/nixfleet/internal/clock"
 	"nixfleet.dev/nixfleet/internal/manifest/manifesttest"
+	"nixfleet.dev/nixfleet/internal/trust"
 )
 
 const (
@@ -86,8 +87,9 @@ func newRig(t *testing.T, ca *standin.CA, cp *standin.ControlPlane) *rig {
 	if err != nil {
 		t.Fatal(err)
 	}
+	root := manifesttest.Root(manifesttest.Trust())
 	keeper, err := accept.Open(accept.Options{
-		Dir: state, Root: manifesttest.Root(manifesttest.Trust()), Hostname: host, Clock: clock.System{}, Logger: logger,
+		Dir: state, Root: func() *trust.Root { return root }, Hostname: host, Clock: clock.System{}, Logger: logger,
 	})
 	if err != nil {
 		t.Fatal(err)

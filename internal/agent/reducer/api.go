@@ -143,6 +143,17 @@ func (v *View) PreviousFor(running, target string) string {
 	return running
 }
 
+// Busy says whether the host is on its way from one system to another, or probes the one it came to:
+// what it may have to go back from.
+func (v *View) Busy() bool {
+	for _, r := range v.Rollouts {
+		if r.State == api.Activating || r.State == api.Soaking || r.State == api.Reverting {
+			return true
+		}
+	}
+	return false
+}
+
 // Quarantined says whether the agent refuses to try the closure, and for which failure.
 func (v *View) Quarantined(closure string) (api.Code, bool) {
 	q, ok := v.quarantine[closure]

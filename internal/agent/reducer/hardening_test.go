@@ -71,7 +71,6 @@ func TestAFailureThatIsNoTextIsStillRecordedAndGoneBackFrom(t *testing.T) {
 	})
 }
 
-
 func TestASwitchThatNeverBeganIsNotTheClosuresFault(t *testing.T) {
 	inBubble(t, func(l *lab) {
 		l.killOn = "after set profile"

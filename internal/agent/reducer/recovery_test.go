@@ -308,10 +308,13 @@ func (j *killingJournal) Append(record []byte) error {
 }
 
 func TestAJournalThatCannotBeReadIsAnError(t *testing.T) {
-	for _, record := range []string{`{`, `{"v":2}`, `{"v":1}`} {
+	for _, record := range []string{
+		`{`, `{"v":2}`, `{"v":1}`, `{"v":1,"snapshot":true,"journalId":7}`,
+		`{"v":1,"snapshot":true,"journalId":"0","status":{"stable@1111111":{"record":{"state":"Activating"}}}}`,
+	} {
 		_, err := New(Options{Records: [][]byte{[]byte(record)}})
-		if err == nil {
-			t.Errorf("a journal of %s was read", record)
+		if !errors.Is(err, ErrUndecodable) {
+			t.Errorf("a journal of %s: %v", record, err)
 		}
 	}
 }

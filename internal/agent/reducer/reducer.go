@@ -18,6 +18,10 @@ import (
 // ErrEnded is returned by the methods of a reducer whose Run has returned.
 var ErrEnded = errors.New("the reducer has ended")
 
+// ErrUndecodable is wrapped by the error of New where the journal's records are none that this version
+// can read. They are to be set aside and a new journal begun.
+var ErrUndecodable = errors.New("the journal cannot be decoded")
+
 // queue is how many inputs may wait for the reducer; a worker that brings one more waits.
 const queue = 64
 
@@ -78,9 +82,11 @@ func New(o Options) (*Reducer, error) {
 
 func (r *Reducer) open() (err error) {
 	if len(r.o.Records) > 0 {
-		r.state, err = replay(r.o.Records)
+		if r.state, err = replay(r.o.Records); err != nil {
+			return fmt.Errorf("%w: %w", ErrUndecodable, err)
+		}
 		r.o.Records = nil
-		return err
+		return nil
 	}
 	var id [16]byte
 	rand.Read(id[:]) // never fails

@@ -127,6 +127,11 @@ func replay(records [][]byte) (*state, error) {
 	if s.journalID == "" {
 		return nil, fmt.Errorf("the journal's %d records have no journal id", len(records))
 	}
+	for id, ro := range s.rollouts {
+		if incomplete(ro.terms.Policy) {
+			return nil, fmt.Errorf("the journal has no whole policy for rollout %s", id)
+		}
+	}
 	return s, nil
 }
 

@@ -151,7 +151,9 @@ func (j job) run(root *os.Root) result {
 	return result{}
 }
 
-func failed(err error) result { return result{ExitCode: 1, StderrTail: strings.ToValidUTF8(err.Error(), "")} }
+func failed(err error) result {
+	return result{ExitCode: 1, StderrTail: strings.ToValidUTF8(err.Error(), "")}
+}
 
 func (j job) runScript(root *os.Root, path, closure string) result {
 	output, err := root.OpenFile(outputFile, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
