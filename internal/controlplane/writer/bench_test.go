@@ -3,6 +3,7 @@ package writer
 import (
 	"context"
 	"database/sql"
+	"errors"
 	"fmt"
 	"log/slog"
 	"path/filepath"
@@ -182,23 +183,27 @@ func bareSQLite(b *testing.B, n, group int, sample store.Entry) time.Duration {
 		b.Fatal(err)
 	}
 	began := time.Now()
-	for i := 0; i < n; {
-		tx, err := db.Begin()
-		if err != nil {
-			b.Fatal(err)
-		}
-		in := tx.Stmt(insert)
-		for range min(group, n-i) {
-			if _, err := in.Exec(i, int64(i), sample.Kind, sample.RolloutID, sample.Hostname, sample.Body); err != nil {
-				b.Fatal(err)
-			}
-			i++
-		}
-		if err := tx.Commit(); err != nil {
+	for i := 0; i < n; i += group {
+		if err := bareGroup(db, insert, i, min(group, n-i), sample); err != nil {
 			b.Fatal(err)
 		}
 	}
 	return time.Since(began)
+}
+
+func bareGroup(db *sql.DB, insert *sql.Stmt, from, n int, sample store.Entry) error {
+	tx, err := db.Begin()
+	if err != nil {
+		return err
+	}
+	in := tx.Stmt(insert)
+	defer in.Close()
+	for i := range n {
+		if _, err := in.Exec(from+i, int64(i), sample.Kind, sample.RolloutID, sample.Hostname, sample.Body); err != nil {
+			return errors.Join(err, tx.Rollback())
+		}
+	}
+	return tx.Commit()
 }
 
 // BenchmarkStart is how long a control plane takes to read the snapshot of a fleet in the middle of a

@@ -39,7 +39,7 @@ func (s *Store) append(ctx context.Context, entries []store.Entry) error {
 	if err != nil {
 		return err
 	}
-	defer conn.Close() // back into the pool
+	defer conn.Close() //nolint:errcheck // it only goes back into the pool
 	tx, err := conn.BeginTx(ctx, nil)
 	if err != nil {
 		return err
@@ -58,7 +58,7 @@ func (s *Store) insertAll(ctx context.Context, conn driver.Conn, entries []store
 	if err != nil {
 		return err
 	}
-	defer stmt.Close()
+	defer stmt.Close() //nolint:errcheck // a statement that failed says so when it is executed
 	insert := stmt.(driver.StmtExecContext)
 	var row [6]driver.NamedValue
 	for i := range row {
