@@ -30,6 +30,9 @@ type Dispatch struct {
 	Wave          int       `json:"wave"`
 	SoakDueAt     time.Time `json:"soakDueAt"`
 	EnqueuedAt    time.Time `json:"enqueuedAt"`
+	// AllowClosure, with an attempt above the first, says that an operator lifts this host's quarantine of
+	// the target (docs/adr/0004-an-attempt-alone-lifts-no-quarantine.md).
+	AllowClosure bool `json:"allowClosure,omitzero"`
 }
 
 // Rejection tells the control plane that an agent refused a dispatch.

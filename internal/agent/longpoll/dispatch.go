@@ -57,7 +57,7 @@ func (w *Worker) offer(d api.Dispatch, accepted manifest.Accepted, running strin
 	m := accepted.Manifest.Value()
 	latest := w.o.Clock.Now().Add(m.Policy.ActivationTimeout.Std() + m.Policy.Waves[accepted.Line.Wave].Soak.Std())
 	return reducer.Offer{
-		RolloutID: m.RolloutID, Channel: m.Channel, Action: d.Action, Attempt: d.Attempt,
+		RolloutID: m.RolloutID, Channel: m.Channel, Action: d.Action, Attempt: d.Attempt, AllowClosure: d.AllowClosure,
 		Line: accepted.Line, Policy: m.Policy, ReleasedAt: m.ReleasedAt,
 		ManifestSHA256:     accepted.Manifest.EnvelopeSHA256(),
 		PreviousClosure:    w.o.Reducer.View().PreviousFor(running, accepted.Line.Closure),

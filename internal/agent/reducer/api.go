@@ -65,6 +65,7 @@ type Offer struct {
 	Channel        string
 	Action         api.Action
 	Attempt        int
+	AllowClosure   bool // with a higher attempt: an operator lifts the quarantine of the closure here
 	Line           api.HostLine
 	Policy         api.Policy
 	ReleasedAt     time.Time

@@ -43,6 +43,10 @@ func (t *tx) offerActivate(o Offer) (Answer, error) {
 	if id, ok := t.touching(); ok && id != o.RolloutID {
 		return Answer{Kind: Busy}, nil
 	}
+	if _, ok := t.state.global.Quarantine[o.Line.Closure]; ok {
+		delete(t.globals().Quarantine, o.Line.Closure)
+		t.say("quarantine lifted by an operator", "rollout", o.RolloutID, "closure", o.Line.Closure)
+	}
 	if err := t.takeOver(o.RolloutID); err != nil {
 		return Answer{}, err
 	}
@@ -69,8 +73,7 @@ func (t *tx) answered(o Offer, st status, known bool) Answer {
 	}
 }
 
-// refusal says why this host does not try the closure now. A higher attempt is an operator's word that
-// it is to be tried again, and lifts a quarantine.
+// refusal says why this host does not try the closure now.
 func (t *tx) refusal(o Offer, st status) Answer {
 	if hold := t.state.global.Hold; hold != nil && t.now.Before(hold.Until) {
 		return rejected(api.CodeHeldLocally, "until %s: %s", hold.Until.Format(time.RFC3339), hold.Reason)
@@ -81,14 +84,16 @@ func (t *tx) refusal(o Offer, st status) Answer {
 	if st.LastSeq >= maxStream {
 		return rejected(api.CodeNotPermitted, "it was begun too often: %d events", st.LastSeq)
 	}
-	if q, ok := t.state.global.Quarantine[o.Line.Closure]; ok {
-		if o.Attempt <= 1 {
-			return rejected(api.CodeQuarantined, "%s in rollout %s", q.Code, q.RolloutID)
-		}
-		delete(t.globals().Quarantine, o.Line.Closure)
-		t.say("quarantine lifted by a higher attempt", "rollout", o.RolloutID, "closure", o.Line.Closure)
+	if q, ok := t.state.global.Quarantine[o.Line.Closure]; ok && !lifts(o, st) {
+		return rejected(api.CodeQuarantined, "%s in rollout %s", q.Code, q.RolloutID)
 	}
 	return Answer{}
+}
+
+// lifts says whether the dispatch is an operator's word that the closure is to be tried again on this
+// host, whatever became of it. Neither a higher attempt alone is that, nor the word on a first attempt.
+func lifts(o Offer, st status) bool {
+	return o.AllowClosure && o.Attempt > max(st.Record.Attempt, 1)
 }
 
 func incomplete(p api.Policy) bool {
