@@ -171,20 +171,19 @@ func TestWhenHostsWereLastHeardSurvivesARestart(t *testing.T) {
 		if err := a.beat(t.Context(), wd.w); err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(10 * time.Minute)
+		wait(t, 10 * time.Minute)
 		if err := a.beat(t.Context(), wd.w); err != nil {
 			t.Fatal(err)
 		}
 		want := time.Now()
-		time.Sleep(heardEvery)
-		synctest.Wait()
+		wait(t, heardEvery)
 		if saved, err := wd.store.Heard(t.Context()); err != nil || !saved[a.host].Equal(want) {
 			t.Errorf("saved as %v, %v, want %v", saved[a.host], err, want)
 		}
 		if err := wd.end(); err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(time.Hour)
+		wait(t, time.Hour)
 		wd.start()
 		var got api.Host
 		if err := wd.w.View(t.Context(), func(f *rollout.Fleet) { got, _ = f.Host(a.host, time.Now()) }); err != nil {
@@ -249,6 +248,15 @@ func TestAnEnrollmentTokenServesOneKeyForEver(t *testing.T) {
 	}
 }
 
+// wait lets time pass in a bubble.
+func wait(t *testing.T, d time.Duration) {
+	t.Helper()
+	if err := (clock.System{}).Sleep(t.Context(), d); err != nil {
+		t.Fatal(err)
+	}
+	synctest.Wait()
+}
+
 func TestTimeAloneWakesThePlanner(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		wd := newWorld(t)
@@ -259,8 +267,7 @@ func TestTimeAloneWakesThePlanner(t *testing.T) {
 			t.Fatal(err)
 		}
 		// The canary is never heard: it is skipped when its time is up, and nobody calls meanwhile.
-		time.Sleep(100 * time.Hour)
-		synctest.Wait()
+		wait(t, 100 * time.Hour)
 		var canary api.Host
 		if err := wd.w.View(t.Context(), func(f *rollout.Fleet) { canary, _ = f.Host(all[0].host, time.Now()) }); err != nil {
 			t.Fatal(err)
