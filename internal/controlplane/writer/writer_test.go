@@ -171,7 +171,7 @@ func TestWhenHostsWereLastHeardSurvivesARestart(t *testing.T) {
 		if err := a.beat(t.Context(), wd.w); err != nil {
 			t.Fatal(err)
 		}
-		wait(t, 10 * time.Minute)
+		wait(t, 10*time.Minute)
 		if err := a.beat(t.Context(), wd.w); err != nil {
 			t.Fatal(err)
 		}
@@ -267,7 +267,7 @@ func TestTimeAloneWakesThePlanner(t *testing.T) {
 			t.Fatal(err)
 		}
 		// The canary is never heard: it is skipped when its time is up, and nobody calls meanwhile.
-		wait(t, 100 * time.Hour)
+		wait(t, 100*time.Hour)
 		var canary api.Host
 		if err := wd.w.View(t.Context(), func(f *rollout.Fleet) { canary, _ = f.Host(all[0].host, time.Now()) }); err != nil {
 			t.Fatal(err)
