@@ -199,7 +199,7 @@ func one(b bool) int {
 	return 0
 }
 
-// enrol makes a new or restored rollout count.
+// enrol makes a new or restored rollout count, which comes after all others.
 func (f *Fleet) enrol(ro *rollout) {
 	for _, b := range ro.manifest.DisruptionBudgets {
 		ro.budgets = append(ro.budgets, f.budgetOf(b.Name))
@@ -209,8 +209,7 @@ func (f *Fleet) enrol(ro *rollout) {
 		m := &ro.members[i]
 		h := f.hostOf(m.rec.Hostname)
 		m.host = h
-		at, _ := slices.BinarySearchFunc(h.members, m, func(a, b *member) int { return older(a.ro, b.ro) })
-		h.members = slices.Insert(h.members, at, m)
+		h.members = append(h.members, m)
 		m.counted = m.tallyOf()
 		w := &ro.waves[m.rec.Wave]
 		w.counts[m.counted.state]++

@@ -1,6 +1,7 @@
 package rollout
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"slices"
@@ -12,6 +13,9 @@ import (
 
 // Adopt takes in a verified index with all that it names. An index that says nothing new makes no
 // entries. The error is a *RefusedRelease.
+//
+// That sequences do not go back is for the caller to have checked (manifest.CheckAdoption): only those
+// count that keys trusted now have signed, which this log cannot tell.
 func (f *Fleet) Adopt(a Adoption, now time.Time) ([]Entry, error) {
 	now = wall(now)
 	declared := FleetDeclared{Sequence: a.Sequence, SignedAt: wall(a.SignedAt), Fleet: a.Object, Channels: map[string]string{}}
@@ -34,13 +38,19 @@ func (f *Fleet) Adopt(a Adoption, now time.Time) ([]Entry, error) {
 			f.givenReleases[r.ID()] = r
 		}
 	}
-	slices.SortFunc(adopted, func(a, b Entry) int { return strings.Compare(a.RolloutID, b.RolloutID) })
+	slices.SortFunc(adopted, byRelease)
 	if f.index.Fleet != declared.Fleet || !maps.Equal(f.index.Channels, declared.Channels) ||
 		f.index.Sequence != declared.Sequence || !f.index.SignedAt.Equal(declared.SignedAt) {
 		f.givenFleets[a.Object] = a.Fleet
 		adopted = append(adopted, Entry{RecordedAt: now, Body: declared})
 	}
 	return adopted, nil
+}
+
+// byRelease orders what is adopted at once, which from an empty log is the whole fleet, as it was released.
+func byRelease(a, b Entry) int {
+	x, y := a.Body.(Adopted), b.Body.(Adopted)
+	return cmp.Or(x.ReleasedAt.Compare(y.ReleasedAt), cmp.Compare(x.Sequence, y.Sequence), strings.Compare(a.RolloutID, b.RolloutID))
 }
 
 func adoptedBody(r Release) Adopted {
@@ -73,10 +83,7 @@ func (f *Fleet) checkRelease(r Release) (news bool, err error) {
 		case !sameButSignedAt(known.manifest, m):
 			return refuse("a known release differs in more than signedAt")
 		}
-		return m.SignedAt.After(known.adopted.SignedAt), nil
-	}
-	if newest != nil && m.Sequence <= newest.adopted.Sequence {
-		return refuse("its sequence %d is not above that of %s, %d", m.Sequence, newest.id, newest.adopted.Sequence)
+		return !m.SignedAt.Before(known.adopted.SignedAt), nil // at the same time, a signature was added
 	}
 	return true, nil
 }

@@ -26,7 +26,6 @@ func TestAReleaseThatDoesNotFitIsRefusedAndNothingOfTheIndexIsKept(t *testing.T)
 		want string
 	}{
 		{"what was not verified", func(r *Release) { r.verified = false }, "not verified"},
-		{"an older sequence", func(r *Release) { r.manifest.Sequence = 1 }, "not above"},
 		{"a list of another size", func(r *Release) { r.manifest.HostSet.Size = 2 }, "size"},
 		{"a wave that there is not", func(r *Release) { r.lines = lineList{{Hostname: "a", Wave: 1}} }, "wave"},
 		{"a budget that there is not", func(r *Release) { r.lines = lineList{{Hostname: "a", Budgets: []int{0}}} }, "budget"},
@@ -58,6 +57,41 @@ func TestGoingBackToAnOlderReleaseIsRefused(t *testing.T) {
 	if err := w.adopt(first, w.declared()); err == nil {
 		t.Error("the older release was adopted")
 	}
+}
+
+func TestARemovedKeysJumpAheadHoldsNoLaterReleaseBack(t *testing.T) {
+	w := newWorld(t)
+	lines := func(closure string) []api.HostLine { return []api.HostLine{{Hostname: "a", Closure: closure}} }
+	publish := func(id string, sequence int64, closure string) {
+		if err := w.publish(release{id: id, sequence: sequence, policy: policyOf(api.Halt, 0), lines: lines(closure)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	publish("stable@aaaaaaa", 10, "A1")
+	w.now = start.Add(100 * 24 * time.Hour) // what the thief says is released long after all others
+	publish("stable@eeeeeee", 1<<53-1, "evil")
+	w.now = start.Add(time.Hour)
+	publish("stable@bbbbbbb", 11, "A2") // the caller found that no key trusted now signed the one before
+	w.heartbeat("a")
+	w.plan()
+	if d := w.f.Outstanding("a"); d == nil || d.TargetClosure != "A2" {
+		t.Errorf("the host is offered %+v", d)
+	}
+	w.check()
+}
+
+func TestASignatureThatIsAddedIsAdopted(t *testing.T) {
+	w := newWorld(t)
+	r := release{id: rid, sequence: 1, signedAt: start, policy: policyOf(api.Halt, 0), lines: []api.HostLine{{Hostname: "a", Closure: "A1"}}}
+	for range 2 {
+		if err := w.publish(r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if o, _ := w.f.RolloutObjects(rid); o != w.index.Releases[0].Objects() {
+		t.Errorf("served is %+v, published last %+v", o, w.index.Releases[0].Objects())
+	}
+	w.check()
 }
 
 func TestTheSameIndexAgainSaysNothing(t *testing.T) {

@@ -21,14 +21,15 @@ type Fleet struct {
 	opts Options
 
 	// Durable: what the log says.
-	logSeq   int64
-	index    FleetDeclared
-	hosts    map[string]*host
-	names    []string // of all hosts, sorted, as of the last Apply
-	rollouts map[string]*rollout
-	channels map[string]*channel
-	tokens   map[string]token
-	verdicts []verdict // of events on closures, not decided on yet, in order
+	logSeq    int64
+	index     FleetDeclared
+	hosts     map[string]*host
+	names     []string // of all hosts, sorted, as of the last Apply
+	rollouts  map[string]*rollout
+	channels  map[string]*channel
+	adoptions int64 // so far, for the order of rollouts
+	tokens    map[string]token
+	verdicts  []verdict // of events on closures, not decided on yet, in order
 
 	// Not durable: what only tells "still there".
 	startedAt time.Time // zero until Started

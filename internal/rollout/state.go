@@ -13,6 +13,7 @@ import (
 // rollout is one rollout with all its hosts.
 type rollout struct {
 	id       string
+	order    int64 // in which it was adopted, among all rollouts
 	ch       *channel
 	adopted  Adopted
 	manifest api.Manifest
@@ -130,13 +131,9 @@ func (r *rollout) find(name string) *member {
 	return &r.members[i]
 }
 
-// older orders rollouts of any channels by age.
-func older(a, b *rollout) int {
-	return cmp.Or(
-		a.adopted.ReleasedAt.Compare(b.adopted.ReleasedAt), cmp.Compare(a.adopted.Sequence, b.adopted.Sequence),
-		strings.Compare(a.id, b.id),
-	)
-}
+// older orders rollouts of any channels by age: as they were adopted. Neither sequence nor releasedAt will
+// do, since a thief's key may have signed any, and what comes after it was removed is newer all the same.
+func older(a, b *rollout) int { return cmp.Compare(a.order, b.order) }
 
 // newest returns the newest rollout of the channel, or nil.
 func (c *channel) newest() *rollout {
@@ -146,11 +143,12 @@ func (c *channel) newest() *rollout {
 	return c.rollouts[len(c.rollouts)-1]
 }
 
-// newRollout makes a rollout that waits, its hosts Pending.
+// newRollout makes the rollout that comes after all others: it waits, its hosts Pending.
 func (f *Fleet) newRollout(a Adopted, r Release, now time.Time) *rollout {
 	ch := f.channelOf(a.Channel)
+	f.adoptions++
 	ro := &rollout{
-		id: r.manifest.RolloutID, ch: ch, adopted: a, manifest: r.manifest,
+		id: r.manifest.RolloutID, order: f.adoptions, ch: ch, adopted: a, manifest: r.manifest,
 		state: api.RolloutWaiting, stateSince: now, adoptedAt: now, refusing: map[*member]struct{}{},
 		members: make([]member, r.lines.Len()), waves: make([]wave, len(r.manifest.Policy.Waves)),
 		dependents: map[int32][]int32{},
@@ -169,8 +167,7 @@ func (f *Fleet) newRollout(a Adopted, r Release, now time.Time) *rollout {
 	}
 	ro.link(r.lines)
 	f.rollouts[ro.id] = ro
-	i, _ := slices.BinarySearchFunc(ch.rollouts, ro, older)
-	ch.rollouts = slices.Insert(ch.rollouts, i, ro)
+	ch.rollouts = append(ch.rollouts, ro)
 	return ro
 }
 
