@@ -219,7 +219,9 @@ func TestAKeyThatIsRemovedCountsForNothingFromThenOn(t *testing.T) {
 		trusted := manifesttest.Root(before)
 		h.edit = func(o *accept.Options) { o.Root = func() *trust.Root { return trusted } }
 		k := h.keeper(before)
-		thiefs := release(1<<53-1, func(o *manifesttest.Options) { o.Ref, o.Signers = "badbad0", []trust.Signer{manifesttest.Key("stolen")} })
+		thiefs := release(1<<53-1, func(o *manifesttest.Options) {
+			o.Ref, o.Signers = "badbad0", []trust.Signer{manifesttest.Key("stolen")}
+		})
 		if code := try(k, thiefs); code != "" {
 			t.Fatalf("while the key is trusted: %s", code)
 		}

@@ -97,6 +97,7 @@ type Worker struct {
 	watch watch
 
 	mu       sync.Mutex
+	tried    time.Time // when one was sent last
 	last     time.Time // when one was answered last; zero before the first
 	interval time.Duration
 	current  map[string]string // from the last answer
@@ -122,19 +123,20 @@ func (w *Worker) Run(ctx context.Context) error {
 	failures := backoff.Backoff{Floor: w.o.ErrorBackoff, Random: w.o.Random}
 	for {
 		pause := w.untilDue(w.o.Random())
+		var err error
 		if pause <= 0 {
-			err := w.Beat(ctx)
+			err = w.Beat(ctx)
 			if ctx.Err() != nil {
 				return context.Cause(ctx)
 			}
 			if err == nil {
 				failures.Reset()
-				w.watchIntent(ctx)
-				continue
+			} else {
+				pause = failures.Next(client.RetryAfter(err))
+				w.o.Logger.Warn("heartbeat failed", "err", err, "wait", pause)
 			}
-			pause = failures.Next(client.RetryAfter(err))
-			w.o.Logger.Warn("heartbeat failed", "err", err, "wait", pause)
 		}
+		w.watchIntent(ctx, err)
 		if err := w.o.Clock.Sleep(ctx, pause); err != nil {
 			return err
 		}
@@ -156,7 +158,7 @@ func (w *Worker) untilDue(random float64) time.Duration {
 // Between sends a heartbeat now if one is due soon: a poll has just ended, so the connection is free.
 func (w *Worker) Between(ctx context.Context) {
 	w.mu.Lock()
-	soon := !w.last.IsZero() && w.o.Clock.Now().Sub(w.last) >= w.interval*3/4
+	soon := !w.last.IsZero() && w.o.Clock.Now().Sub(w.tried) >= w.interval*3/4
 	w.mu.Unlock()
 	if !soon {
 		return
@@ -175,7 +177,11 @@ func (w *Worker) Beat(ctx context.Context) error {
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
-	hb, err := w.compose(ctx)
+	w.mu.Lock()
+	w.tried = w.o.Clock.Now()
+	w.mu.Unlock()
+	view := w.o.Reducer.View()
+	hb, err := w.compose(ctx, view)
 	if err != nil {
 		return err
 	}
@@ -183,7 +189,7 @@ func (w *Worker) Beat(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := w.heed(ctx, reply); err != nil {
+	if err := w.heed(ctx, reply, view.Acked); err != nil {
 		return err
 	}
 	w.answered(reply)
@@ -193,7 +199,7 @@ func (w *Worker) Beat(ctx context.Context) error {
 // Confirm completes one request over a new connection: it is a heartbeat too, whose answer nobody
 // reads (state.md, Confirmation).
 func (w *Worker) Confirm(ctx context.Context) error {
-	hb, err := w.compose(ctx)
+	hb, err := w.compose(ctx, w.o.Reducer.View())
 	if err != nil {
 		return err
 	}
@@ -201,7 +207,7 @@ func (w *Worker) Confirm(ctx context.Context) error {
 }
 
 // compose says what this host is now.
-func (w *Worker) compose(ctx context.Context) (api.Heartbeat, error) {
+func (w *Worker) compose(ctx context.Context, view *reducer.View) (api.Heartbeat, error) {
 	running, err := w.o.Machine.Current(ctx)
 	if err != nil {
 		return api.Heartbeat{}, err
@@ -210,7 +216,6 @@ func (w *Worker) compose(ctx context.Context) (api.Heartbeat, error) {
 	if err != nil {
 		return api.Heartbeat{}, err
 	}
-	view := w.o.Reducer.View()
 	hb := api.Heartbeat{
 		Hostname: w.o.Hostname, JournalID: view.JournalID, At: w.o.Clock.Now().Round(0),
 		AgentVersion: w.o.Version, BootID: w.o.BootID, CurrentClosure: running, BootClosure: boot,
@@ -224,8 +229,9 @@ func (w *Worker) compose(ctx context.Context) (api.Heartbeat, error) {
 	return hb, nil
 }
 
-// heed acts on an answer's advice, as far as it is about rollouts that this host knows.
-func (w *Worker) heed(ctx context.Context, reply api.HeartbeatReply) error {
+// heed acts on an answer's advice, as far as it is about rollouts that this host knows. acked is what
+// had been acknowledged when the question was asked.
+func (w *Worker) heed(ctx context.Context, reply api.HeartbeatReply, acked map[string]int64) error {
 	known := w.o.Reducer.View().Rollouts
 	if ids := only(known, reply.Withdrawn); len(ids) > 0 {
 		w.o.Logger.Info("the control plane withdrew rollouts", "rollouts", ids)
@@ -233,13 +239,7 @@ func (w *Worker) heed(ctx context.Context, reply api.HeartbeatReply) error {
 			return err
 		}
 	}
-	from := map[string]int64{}
-	for id, seq := range reply.ReplayFrom {
-		if _, ok := known[id]; ok {
-			from[id] = max(seq, 1)
-		}
-	}
-	if len(from) > 0 {
+	if from := w.lost(reply.ReplayFrom, acked); len(from) > 0 {
 		w.o.Logger.Info("the control plane asks for events again", "from", from)
 		if err := w.o.Reducer.Replay(ctx, from); err != nil {
 			return err
@@ -249,6 +249,22 @@ func (w *Worker) heed(ctx context.Context, reply api.HeartbeatReply) error {
 		return w.o.Reducer.Forget(ctx, ids)
 	}
 	return nil
+}
+
+// lost returns from where on the control plane asks for events that it had acknowledged before. What it
+// had not was on its way to it when it answered, and is sent until it has it anyway.
+func (w *Worker) lost(replay, acked map[string]int64) map[string]int64 {
+	from := map[string]int64{}
+	for id, seq := range replay {
+		switch upTo, known := acked[id]; {
+		case !known:
+		case max(seq, 1) <= upTo:
+			from[id] = max(seq, 1)
+		default:
+			w.o.Logger.Debug("the control plane asks for events that are on their way", "rollout", id, "from", seq)
+		}
+	}
+	return from
 }
 
 func only(known map[string]reducer.RolloutView, ids []string) []string {

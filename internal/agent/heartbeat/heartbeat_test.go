@@ -45,7 +45,10 @@ type rig struct {
 	asked []string
 }
 
-func (r *rig) View() *reducer.View { return &r.view }
+func (r *rig) View() *reducer.View {
+	v := r.view
+	return &v
+}
 
 func (r *rig) ask(what string, args any) error {
 	r.mu.Lock()
@@ -234,11 +237,55 @@ func TestAdviceIsPassedOnOnlyForRolloutsThatThisHostKnows(t *testing.T) {
 			Forget:     []string{strange, known}, Withdrawn: []string{known, strange, "../x"},
 		})
 		r.options.Interval = time.Hour
+		r.view.Acked = map[string]int64{known: 5}
 		r.start()
 		r.pass(time.Second)
 		want := []string{"withdraw [" + known + "]", "replay map[" + known + ":1]", "forget [" + known + "]"}
 		if !slices.Equal(r.asked, want) {
 			t.Errorf("asked %q, want %q", r.asked, want)
+		}
+	})
+}
+
+func TestEventsThatWereOnTheirWayWhenTheHeartbeatWasSentAreNotSentAgain(t *testing.T) {
+	inBubble(t, func(t *testing.T, r *rig) {
+		const known = "stable@0a1b2c3d"
+		r.view.Acked = map[string]int64{known: 4} // of 7
+		r.cp.Handle(beatPath, func(w http.ResponseWriter, req *http.Request) {
+			r.view = reducer.View{Rollouts: r.view.Rollouts, Acked: map[string]int64{known: 7}} // meanwhile
+			r.cp.Honest(w, req)
+		})
+		worker := heartbeat.New(r.options)
+		for _, seq := range []int64{5, 7, 4, 1} {
+			r.asked, r.view.Acked = nil, map[string]int64{known: 4}
+			r.cp.Reply(api.HeartbeatReply{ReplayFrom: map[string]int64{known: seq}})
+			if err := worker.Beat(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if asked := len(r.asked) > 0; asked != (seq <= 4) {
+				t.Errorf("from %d: asked %q", seq, r.asked)
+			}
+		}
+		if strings.Contains(r.log.String(), "from=map["+known+":5]") {
+			t.Errorf("it is said aloud:\n%s", r.log.String())
+		}
+	})
+}
+
+func TestAHeartbeatThatFailedIsNotTriedAgainAfterEachPoll(t *testing.T) {
+	inBubble(t, func(t *testing.T, r *rig) {
+		r.start()
+		r.pass(50 * time.Second)
+		r.cp.Handle(beatPath, func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Retry-After", "300")
+			w.WriteHeader(503)
+		})
+		for range 60 { // a control plane that answers polls at once
+			r.worker.Between(t.Context())
+			r.pass(time.Second)
+		}
+		if n := len(r.beats()); n > 5 {
+			t.Errorf("%d heartbeats", n)
 		}
 	})
 }

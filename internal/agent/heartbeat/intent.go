@@ -30,8 +30,9 @@ func (w *Worker) Stale() error {
 }
 
 // watchIntent verifies, every quarter of its window, the manifest that this host's channel is at, so
-// that a control plane that withholds releases is noticed here (security.md, "indefinite freeze").
-func (w *Worker) watchIntent(ctx context.Context) {
+// that a control plane that withholds releases is noticed here (security.md, "indefinite freeze"). away
+// is why no control plane can be asked just now, nil where one can.
+func (w *Worker) watchIntent(ctx context.Context, away error) {
 	now := w.o.Clock.Now()
 	if now.Before(w.watch.due) { // only Run's goroutine changes it
 		return
@@ -40,7 +41,10 @@ func (w *Worker) watchIntent(ctx context.Context) {
 	if rolloutID == "" {
 		return // a host that has never been on a channel, and no advice: nothing to hold anybody to
 	}
-	m, err := w.verifyIntent(ctx, channel, rolloutID)
+	m, err := api.Manifest{}, away
+	if err == nil {
+		m, err = w.verifyIntent(ctx, channel, rolloutID)
+	}
 	if ctx.Err() != nil {
 		return
 	}

@@ -43,6 +43,41 @@ func TestTheChannelsManifestIsVerifiedEveryQuarterOfItsWindow(t *testing.T) {
 	})
 }
 
+func TestTheManifestIsVerifiedAlsoWhereEachHeartbeatGoesBetweenTwoPolls(t *testing.T) {
+	inBubble(t, func(t *testing.T, r *rig) {
+		r.options.Random = func() float64 { return 0.999999 } // none is ever due by itself
+		r.follow("stable")
+		rel := r.publish(10)
+		r.cp.Reply(api.HeartbeatReply{Interval: api.Duration(time.Minute), Current: map[string]string{"stable": rel.ID}})
+		r.start()
+		for range 19 * 60 {
+			r.pass(time.Minute)
+			r.worker.Between(t.Context())
+		}
+		if n := len(r.cp.Requests("GET manifest")); n != 2 { // at the start and after 18 h
+			t.Errorf("verified %d times in 19 h of a window of 72 h", n)
+		}
+	})
+}
+
+func TestAHostWhoseControlPlaneIsAwayTooLongSaysSo(t *testing.T) {
+	inBubble(t, func(t *testing.T, r *rig) {
+		r.follow("stable")
+		r.publish(10)
+		r.start()
+		r.pass(time.Minute)
+		r.cp.Close()
+		r.pass(71 * time.Hour)
+		if err := r.worker.Stale(); err != nil {
+			t.Fatalf("while the newest accepted is fresh: %v", err)
+		}
+		r.pass(2 * time.Hour)
+		if err := r.worker.Stale(); err == nil {
+			t.Error("nothing fresh can be had, and it does not say so")
+		}
+	})
+}
+
 func TestAHostThatCanGetNothingFreshSaysSoAndRunsOn(t *testing.T) {
 	withhold := map[string]func(r *rig){
 		"the same old manifest": func(r *rig) {},

@@ -106,6 +106,7 @@ type Answer struct {
 type View struct {
 	JournalID string
 	LastSeq   map[string]int64 // by rollout
+	Acked     map[string]int64 // by rollout: up to where the control plane has its events
 	Rollouts  map[string]RolloutView
 	Newest    string // the rollout accepted last, "" where there is none
 	Hold      *Hold  // the local hold, even where it is over

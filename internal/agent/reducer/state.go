@@ -202,7 +202,7 @@ func (s *state) newest() string {
 // view makes the View of a state.
 func (s *state) view() *View {
 	v := &View{
-		JournalID: s.journalID, LastSeq: map[string]int64{}, Rollouts: map[string]RolloutView{},
+		JournalID: s.journalID, LastSeq: map[string]int64{}, Acked: map[string]int64{}, Rollouts: map[string]RolloutView{},
 		Newest: s.newest(), Hold: s.global.Hold, Converged: s.global.Converged,
 		quarantine: s.global.Quarantine, unconverged: map[string]bool{},
 	}
@@ -211,7 +211,7 @@ func (s *state) view() *View {
 	}
 	for id, r := range s.rollouts {
 		rec := r.status.Record
-		v.LastSeq[id] = r.status.LastSeq
+		v.LastSeq[id], v.Acked[id] = r.status.LastSeq, r.status.AckedSeq
 		v.Rollouts[id] = RolloutView{
 			Channel: r.terms.Channel, State: rec.State, Attempt: rec.Attempt, TargetClosure: rec.TargetClosure,
 			RebootPending: rec.RebootPending, Ended: rec.Ended(),
