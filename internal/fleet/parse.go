@@ -17,12 +17,19 @@ import (
 // not the meaning: see Load.
 func Parse(what string, data []byte) (*api.Fleet, error) {
 	f, err := strictjson.Decode[api.Fleet](what, data, api.MaxFleet)
-	if err != nil {
-		return nil, err
+	version := f.SchemaVersion
+	if err != nil { // the fields of another version may be others
+		v, other := strictjson.Decode[struct {
+			SchemaVersion int `json:"schemaVersion"`
+		}](what, data, api.MaxFleet)
+		if other != nil || v.SchemaVersion == api.SchemaVersion {
+			return nil, err
+		}
+		version = v.SchemaVersion
 	}
-	if f.SchemaVersion != api.SchemaVersion {
+	if version != api.SchemaVersion {
 		return nil, &strictjson.Error{What: what, Field: "schemaVersion",
-			Reason: fmt.Sprintf("is %d; this nixfleet reads version %d", f.SchemaVersion, api.SchemaVersion)}
+			Reason: fmt.Sprintf("is %d; this nixfleet reads version %d", version, api.SchemaVersion)}
 	}
 	return &f, nil
 }

@@ -40,7 +40,7 @@ func LoadKey(path string) (*trust.KeySigner, error) {
 	}
 	key, err := trust.ParsePrivateKeyPEM(data)
 	if err != nil {
-		return nil, fmt.Errorf("key %s is %w", path, err)
+		return nil, fmt.Errorf("key %s is %w; make one with: openssl genpkey -algorithm ed25519 -out FILE", path, err)
 	}
 	return key, nil
 }

@@ -38,7 +38,7 @@ func readPublished(r *Repo, root *trust.Root, now time.Time, discard bool) (*pub
 		return p, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("verifying what %s holds: %w", r.path, err)
+		return nil, fmt.Errorf("verifying what %s holds: %w; after a stolen key was taken out of trust.json, release create --discard-untrusted releases anew", r.path, err)
 	}
 	p.index = index.Value()
 	if err := p.readChannels(r, root, now, discard); err != nil {

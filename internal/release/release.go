@@ -71,7 +71,7 @@ func finish(ctx context.Context, r *Repo, d *draft, opts Options, report Report)
 	}
 	if opts.DraftDir != "" {
 		report.Draft, report.Missing = opts.DraftDir, d.stillNeeds(opts.Root, opts.Now)
-		return report, d.save(opts.DraftDir)
+		return report, d.create(opts.DraftDir)
 	}
 	if err := d.publish(ctx, r, opts.Root, opts.Now); err != nil {
 		return report, err

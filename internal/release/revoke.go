@@ -13,6 +13,7 @@ import (
 
 	"nixfleet.dev/nixfleet/api"
 	"nixfleet.dev/nixfleet/internal/fleet"
+	"nixfleet.dev/nixfleet/internal/trust"
 )
 
 // RevokeOptions is what Revoke adds to the revocations.
@@ -30,7 +31,7 @@ var noncePattern = regexp.MustCompile(`^[0-9a-f]{32}$`)
 // Revoke adds to the published revocations. What is revoked stays revoked: a time that is before the one
 // published for a host or operator changes nothing.
 func Revoke(ctx context.Context, opts RevokeOptions) (Report, error) {
-	if err := opts.check(); err != nil {
+	if err := opts.Check(); err != nil {
 		return Report{}, err
 	}
 	r, p, err := open(opts.Options, false)
@@ -70,9 +71,10 @@ func Revoke(ctx context.Context, opts RevokeOptions) (Report, error) {
 	return finish(ctx, r, d, opts.Options, report)
 }
 
-func (o RevokeOptions) check() error {
+// Check says what makes no sense about the options.
+func (o RevokeOptions) Check() error {
 	if len(o.Hosts)+len(o.Operators)+len(o.Tokens) == 0 {
-		return errors.New("nothing to revoke was named")
+		return errors.New("name what to revoke: a host, an operator or a token")
 	}
 	for _, host := range o.Hosts {
 		if !fleet.ValidHostname(host) {
@@ -80,14 +82,18 @@ func (o RevokeOptions) check() error {
 		}
 	}
 	for _, name := range o.Operators {
-		if name == "" {
-			return errors.New("an operator's name is empty")
+		if !fleet.ValidOperator(name) {
+			return fmt.Errorf("%q is not an operator's name, as it stands in a certificate", name)
 		}
 	}
 	for _, nonce := range o.Tokens {
 		if !noncePattern.MatchString(nonce) {
 			return fmt.Errorf("%q is not the nonce of a token: 32 lower-case hex digits", nonce)
 		}
+	}
+	if o.Before.After(o.Now.Add(trust.ClockTolerance)) && len(o.Hosts)+len(o.Operators) > 0 {
+		return fmt.Errorf("%s is in the future: whoever is revoked until then could get no certificate that works, and a revocation cannot be taken back",
+			o.Before.UTC().Format(time.RFC3339))
 	}
 	return nil
 }

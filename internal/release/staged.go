@@ -2,11 +2,14 @@ package release
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
+	"path/filepath"
 
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
@@ -23,47 +26,72 @@ const draftFile = "draft.json"
 // maxDraft is the cap on draft.json: an index and a digest.
 const maxDraft = api.MaxIndex + 4096
 
-// save writes the draft to a directory that is missing or empty, or that is the draft's own.
-func (d *draft) save(path string) error {
+// create writes the draft to a directory that is missing or empty: the signatures of others on another
+// draft are not to be lost.
+func (d *draft) create(path string) error {
 	if err := os.Mkdir(path, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
 		return fmt.Errorf("making the draft: %w", err)
 	}
+	entries, err := os.ReadDir(path)
+	if err != nil {
+		return fmt.Errorf("making the draft: %w", err)
+	}
+	if len(entries) > 0 {
+		return fmt.Errorf("making the draft: %s is not empty; name a new directory", path)
+	}
+	if err := d.save(path); err != nil {
+		return errors.Join(err, sweep(path))
+	}
+	return nil
+}
+
+// sweep empties a directory.
+func sweep(path string) error {
+	entries, err := os.ReadDir(path)
+	for _, entry := range entries {
+		err = errors.Join(err, os.RemoveAll(filepath.Join(path, entry.Name())))
+	}
+	return err
+}
+
+// save writes the draft to its directory, each file whole or not at all, and last the index: one that is
+// there was signed for what is beside it.
+func (d *draft) save(path string) error {
 	root, err := os.OpenRoot(path)
 	if err != nil {
 		return fmt.Errorf("opening the draft: %w", err)
 	}
 	defer root.Close()
-	if err := emptyOrDraft(root); err != nil {
-		return fmt.Errorf("saving the draft to %s: %w", path, err)
-	}
 	described, err := json.Marshal(d, json.Deterministic(true), jsontext.WithIndent("  "))
 	if err != nil {
 		return fmt.Errorf("encoding the draft: %w", err)
 	}
-	files := map[string][]byte{draftFile: append(described, '\n')}
-	for name, data := range d.files {
-		files[name] = data
-	}
+	files := maps.Clone(d.files)
+	files[draftFile] = append(described, '\n')
+	order := sortedKeys(files)
 	if d.sealed != nil {
 		files[indexFile] = d.sealed
+		order = append(order, indexFile)
 	}
-	for _, name := range sortedKeys(files) {
-		if err := root.WriteFile(name, files[name], 0o644); err != nil {
+	for _, name := range order {
+		if err := replaceIn(root, name, files[name]); err != nil {
 			return fmt.Errorf("saving the draft: %w", err)
 		}
 	}
 	return nil
 }
 
-func emptyOrDraft(root *os.Root) error {
-	if _, err := root.Stat(draftFile); err == nil {
-		return nil
+// replaceIn writes a file whole or not at all.
+func replaceIn(root *os.Root, name string, data []byte) error {
+	temp := tempPrefix + rand.Text()
+	err := root.WriteFile(temp, data, 0o644)
+	if err == nil {
+		err = root.Rename(temp, name)
 	}
-	entries, err := fs.ReadDir(root.FS(), ".")
-	if err == nil && len(entries) > 0 {
-		err = errors.New("the directory is not empty")
+	if err != nil {
+		return errors.Join(err, root.RemoveAll(temp))
 	}
-	return err
+	return nil
 }
 
 // loadDraft reads a draft that save wrote. Nothing in it is believed for being there: its signatures are

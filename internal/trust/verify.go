@@ -25,6 +25,11 @@ type trustedKey struct {
 // Threshold returns how many different keys must have signed.
 func (r Rule) Threshold() int { return r.threshold }
 
+// Has says whether the key with that id is one of the rule's, retired or not.
+func (r Rule) Has(keyID string) bool {
+	return slices.ContainsFunc(r.keys, func(k trustedKey) bool { return k.public.ID() == keyID })
+}
+
 // Verified is a value whose signature was checked by Verify; nothing else makes one. Its bytes must
 // not be changed. The zero Verified holds the zero T and no bytes.
 type Verified[T any] struct {

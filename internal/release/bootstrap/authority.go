@@ -14,7 +14,6 @@ import (
 	"net"
 	"net/url"
 	"os"
-	"regexp"
 	"time"
 
 	"nixfleet.dev/nixfleet/internal/fleet"
@@ -43,11 +42,6 @@ type Issued struct {
 	Cert []byte // with the certificates that lead to the root, where there are any
 	Key  []byte
 }
-
-var operatorPattern = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9._-]{0,62}[A-Za-z0-9])?$`)
-
-// ValidOperator says whether s can name an operator.
-func ValidOperator(s string) bool { return operatorPattern.MatchString(s) }
 
 // newRoot makes the root of a fleet.
 func newRoot(trustDomain string, now time.Time) (*Authority, error) {
@@ -136,15 +130,15 @@ func (a *Authority) TrustDomain() string {
 // for machines that cannot.
 func (a *Authority) IssueHost(name string, now time.Time, life time.Duration) (Issued, error) {
 	if !fleet.ValidHostname(name) {
-		return Issued{}, fmt.Errorf("%q is not a host name", name)
+		return Issued{}, badOption("%q is not a host name", name)
 	}
 	return a.issueClient("/host/", name, now, life)
 }
 
 // IssueOperator issues a client certificate of an operator.
 func (a *Authority) IssueOperator(name string, now time.Time, life time.Duration) (Issued, error) {
-	if !ValidOperator(name) {
-		return Issued{}, fmt.Errorf("%q is not an operator's name: up to 64 letters, digits, dots, hyphens and underscores", name)
+	if !fleet.ValidOperator(name) {
+		return Issued{}, badOption("%q is not an operator's name: up to 64 letters, digits, dots, hyphens and underscores", name)
 	}
 	return a.issueClient("/operator/", name, now, life)
 }
@@ -181,7 +175,7 @@ func (a *Authority) IssueServer(names []string, now time.Time, life time.Duratio
 		} else if fleet.ValidHostname(name) {
 			template.DNSNames = append(template.DNSNames, name)
 		} else {
-			return Issued{}, fmt.Errorf("%q is neither a DNS name nor an IP address", name)
+			return Issued{}, badOption("%q is neither a DNS name nor an IP address", name)
 		}
 	}
 	return a.issue(template)
@@ -189,7 +183,7 @@ func (a *Authority) IssueServer(names []string, now time.Time, life time.Duratio
 
 func (a *Authority) issue(template *x509.Certificate) (Issued, error) {
 	if template.NotAfter.Before(template.NotBefore) {
-		return Issued{}, errors.New("the certificate would end before it begins")
+		return Issued{}, badOption("the certificate would end before it begins")
 	}
 	if template.NotAfter.After(a.Cert.NotAfter) {
 		template.NotAfter = a.Cert.NotAfter

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"text/template"
 )
 
@@ -23,6 +24,13 @@ const (
 	defaultPort = "443"
 	metricsPort = "9443"
 )
+
+// FirstSteps is the commands that show the example at work, a line each, to be run in Dir.
+func (l Layout) FirstSteps() (string, error) {
+	var text strings.Builder
+	err := templates.ExecuteTemplate(&text, "steps.txt", map[string]any{"Host": l.Host(ExampleHost)})
+	return text.String(), err
+}
 
 func (w *writer) configurations() error {
 	values := map[string]any{

@@ -54,17 +54,31 @@ func Init(dir string, opts InitOptions) (layout Layout, err error) {
 	return layout, nil
 }
 
+// ErrOption is wrapped by errors of what was asked for, as opposed to of doing it.
+var ErrOption = errors.New("that makes no sense")
+
+// optionError is an ErrOption in its own words.
+type optionError string
+
+// Error implements error.
+func (e optionError) Error() string { return string(e) }
+
+// Unwrap makes errors.Is find ErrOption.
+func (optionError) Unwrap() error { return ErrOption }
+
+func badOption(format string, args ...any) error { return optionError(fmt.Sprintf(format, args...)) }
+
 func (o InitOptions) check(dir string) (*url.URL, error) {
 	if !fleet.ValidHostname(o.TrustDomain) {
-		return nil, fmt.Errorf("trust domain %q is not a name such as fleet.example", o.TrustDomain)
+		return nil, badOption("trust domain %q is not a name such as fleet.example", o.TrustDomain)
 	}
 	u, err := url.Parse(o.ControlPlane)
 	if err != nil || u.Scheme != "https" || u.Hostname() == "" || u.Path != "" && u.Path != "/" || u.RawQuery != "" || u.User != nil {
-		return nil, fmt.Errorf("control plane %q is not a URL such as https://cp.fleet.example:8443", o.ControlPlane)
+		return nil, badOption("control plane %q is not a URL such as https://cp.fleet.example:8443", o.ControlPlane)
 	}
 	for _, r := range dir {
 		if r == unicode.ReplacementChar || unicode.IsControl(r) {
-			return nil, fmt.Errorf("directory %q has a name that no configuration could hold", dir)
+			return nil, badOption("directory %q has a name that no configuration could hold", dir)
 		}
 	}
 	return u, nil
@@ -219,12 +233,28 @@ func writeAuthority(certFile, keyFile string, a *Authority) error {
 }
 
 // WritePair writes a certificate and its key, which only the owner may read, as new files: neither may
-// be there.
+// be there. Folders are made where they are missing. It writes both or none.
 func WritePair(certFile, keyFile string, issued Issued) error {
-	if err := writePrivate(keyFile, issued.Key); err != nil {
+	if err := WriteSecret(keyFile, issued.Key); err != nil {
 		return err
 	}
-	return writePublic(certFile, issued.Cert)
+	err := os.MkdirAll(filepath.Dir(certFile), 0o700)
+	if err == nil {
+		err = writePublic(certFile, issued.Cert)
+	}
+	if err != nil {
+		return errors.Join(err, os.Remove(keyFile))
+	}
+	return nil
+}
+
+// WriteSecret writes a new file that only its owner may read, whole or not at all, and makes its folder
+// where that is missing.
+func WriteSecret(path string, data []byte) error {
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return fmt.Errorf("making a folder: %w", err)
+	}
+	return writePrivate(path, data)
 }
 
 func writePrivate(path string, data []byte) error { return writeNew(path, data, 0o600) }
@@ -232,12 +262,15 @@ func writePublic(path string, data []byte) error  { return writeNew(path, data, 
 
 func writeNew(path string, data []byte, mode fs.FileMode) error {
 	file, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode)
+	if errors.Is(err, fs.ErrExist) {
+		return fmt.Errorf("%s is there already, and is not written over; move it away, or choose another name", path)
+	}
 	if err != nil {
 		return fmt.Errorf("writing a new file: %w", err)
 	}
 	_, err = file.Write(data)
 	if err = errors.Join(err, file.Close()); err != nil {
-		return fmt.Errorf("writing %s: %w", path, err)
+		return errors.Join(fmt.Errorf("writing %s: %w", path, err), os.Remove(path))
 	}
 	return nil
 }
