@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"path/filepath"
@@ -69,7 +70,7 @@ func newCertOperator(app *App) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "operator NAME",
 		Short: "Issue the certificate of a person or program that operates the fleet",
-		Args:  cobra.ExactArgs(1),
+		Args:  takesArgs,
 		Example: examples("nixfleet cert operator alice --dir ./fleet",
 			"nixfleet cert operator grafana --dir ./fleet --out ./grafana --lifetime 720h"),
 		RunE: func(_ *cobra.Command, args []string) error {
@@ -78,6 +79,9 @@ func newCertOperator(app *App) *cobra.Command {
 				return err
 			}
 			issued, err := authority.IssueOperator(args[0], app.Clock.Now(), i.life)
+			if errors.Is(err, bootstrap.ErrOption) {
+				return usageError{err}
+			}
 			if err != nil {
 				return err
 			}
@@ -93,7 +97,7 @@ func newCertServer(app *App) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "server NAME...",
 		Short: "Issue the certificate of a control plane for its DNS names and IP addresses",
-		Args:  cobra.MinimumNArgs(1),
+		Args:  takesArgs,
 		Example: examples("nixfleet cert server cp.fleet.example --dir ./fleet",
 			"nixfleet cert server cp.fleet.example 10.0.0.5 --ca-cert ca.pem --ca-key ca.key"),
 		RunE: func(_ *cobra.Command, args []string) error {
@@ -102,6 +106,9 @@ func newCertServer(app *App) *cobra.Command {
 				return err
 			}
 			issued, err := authority.IssueServer(args, app.Clock.Now(), i.life)
+			if errors.Is(err, bootstrap.ErrOption) {
+				return usageError{err}
+			}
 			if err != nil {
 				return err
 			}

@@ -108,7 +108,7 @@ func newConfigShow(app *App) *cobra.Command {
 	return app.addJSON(&cobra.Command{
 		Use:     "show",
 		Short:   "Show which control plane commands talk to, and as whom",
-		Args:    cobra.NoArgs,
+		Args:    noArgs,
 		Example: examples("nixfleet config show", "nixfleet config show --context staging --json"),
 		RunE: func(*cobra.Command, []string) error {
 			c, err := app.Context()
@@ -144,7 +144,7 @@ func newConfigInit(app *App) *cobra.Command {
 		Use:   "init",
 		Short: "Add a context to the operator's configuration",
 		Long:  "Adds a context to the operator's configuration, which is made where it is missing. A context that is\nthere already is left alone.",
-		Args:  cobra.NoArgs,
+		Args:  noArgs,
 		Example: examples("nixfleet config init --from ./fleet",
 			"nixfleet config init --context prod --control-plane https://cp.fleet.example:8443 --ca ca.pem --cert me.pem --key me.key"),
 		RunE: func(*cobra.Command, []string) error {
@@ -217,10 +217,26 @@ func (a *App) addContext(c operator.Context) error {
 	if len(text) > 0 {
 		text = append(bytes.TrimRight(text, "\n"), "\n\n"...)
 	}
-	if err := os.WriteFile(path, append(text, added...), 0o600); err != nil {
+	if err := replaceFile(path, append(text, added...)); err != nil {
 		return fmt.Errorf("writing the configuration: %w", err)
 	}
 	fmt.Fprintf(a.Stderr, "Context %q is in %s.\n", a.contextName, path)
+	return nil
+}
+
+// replaceFile writes a file that only its owner reads, whole or not at all.
+func replaceFile(path string, data []byte) error {
+	temp, err := os.CreateTemp(filepath.Dir(path), ".config-")
+	if err != nil {
+		return err
+	}
+	_, err = temp.Write(data)
+	if err = errors.Join(err, temp.Close()); err == nil {
+		err = os.Rename(temp.Name(), path)
+	}
+	if err != nil {
+		return errors.Join(err, os.Remove(temp.Name()))
+	}
 	return nil
 }
 

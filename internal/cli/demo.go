@@ -18,7 +18,7 @@ func newDemo(app *App) *cobra.Command {
 		Long: "Makes a fleet in a temporary folder and runs all of it in this process, over loopback sockets: a good\n" +
 			"release in two waves, a bad one whose canaries roll themselves back, and the fix. Nothing outside the\n" +
 			"folder is touched.",
-		Args: cobra.NoArgs,
+		Args: noArgs,
 		Example: examples("nixfleet demo", "nixfleet demo --hosts 100 --serve", "nixfleet demo --keep ./demo",
 			"nixfleet demo --json | jq .steps"),
 		RunE: func(cmd *cobra.Command, _ []string) error {

@@ -1,10 +1,10 @@
 package cli
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 
 	"github.com/spf13/cobra"
 
@@ -20,12 +20,15 @@ func newInit(app *App) *cobra.Command {
 		Long: "Makes everything of a new fleet in DIR, which must be missing or empty: a certificate authority, the\n" +
 			"certificates of the control plane and of you, release and enrollment keys, trust.json, configurations,\n" +
 			"and a fleet.json with one host. It works as it stands. Keep DIR to yourself: it is the root of the fleet.",
-		Args: cobra.ExactArgs(1),
+		Args: takesArgs,
 		Example: examples("nixfleet init ./fleet --trust-domain fleet.example --control-plane https://cp.fleet.example:8443",
 			"nixfleet init ./try --trust-domain try.example --control-plane https://localhost:8443"),
 		RunE: func(_ *cobra.Command, args []string) error {
 			opts.Now = app.Clock.Now()
 			layout, err := bootstrap.Init(args[0], opts)
+			if errors.Is(err, bootstrap.ErrOption) {
+				return usageError{err}
+			}
 			if err != nil {
 				return err
 			}
@@ -48,21 +51,19 @@ func required(cmd *cobra.Command, flags ...string) {
 }
 
 func nextSteps(w io.Writer, dir string, l bootstrap.Layout) error {
-	token := filepath.Join("hosts", bootstrap.ExampleHost, filepath.Base(l.Host(bootstrap.ExampleHost).Token))
-	_, err := fmt.Fprintf(w, `%s %s is ready. README.txt there says what each file is.
+	steps, err := l.FirstSteps()
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(w, `%s %s is ready. README.txt there says what each file is, and how to add hosts.
 
 To see it work:
 
   cd %s
-  nixfleet release create --fleet fleet.json --repo releases --commit 0000001 --key keys/release.pem
-  nixfleet-control-plane serve --config control-plane.toml
-  nixfleet token mint --host %s --key keys/enrollment.pem --output %s
-  nixfleet-agent run --config agent.toml
-  nixfleet status --config config.toml
-
 %s
-`, ui.Bold("The fleet of"), l.TrustDomain, quotedPath(dir), bootstrap.ExampleHost, token,
-		ui.Dim("Then put your own hosts into fleet.json, and keep ca/ca.key and keys/ where only you can read them."))
+%s
+`, ui.Bold("The fleet of"), l.TrustDomain, quotedPath(dir), steps,
+		ui.Dim("Keep ca/ca.key and keys/ where only you can read them."))
 	return err
 }
 

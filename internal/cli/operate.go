@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"iter"
+	"slices"
 	"strings"
 	"time"
 
@@ -57,22 +58,67 @@ func newWhy(app *App) *cobra.Command {
 		Use:   "why HOST|ROLLOUT",
 		Short: "Say why a host, or a rollout, is where it is",
 		Long:  "Shows every gate between a host and its turn, with its verdict and since when; of a rollout, what blocks it.",
-		Args:  cobra.ExactArgs(1),
+		Args:  takesArgs,
 		Example: examples("nixfleet why web-01", "nixfleet why stable@0a1b2c3d4e5f",
 			"nixfleet why web-01 --json | jq '.gates[] | select(.pass | not)'"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if strings.Contains(args[0], "@") {
+				if err := rolloutArgument(args[0]); err != nil {
+					return err
+				}
 				return reading(app, oneRollout, func(w io.Writer, r api.Rollout) error { return renderRolloutWhy(w, r, app.Clock.Now()) })(cmd, args)
 			}
+			if err := hostArgument(args[0]); err != nil {
+				return fmt.Errorf("%w; a rollout is named CHANNEL@REF", err)
+			}
 			return reading(app, func(ctx context.Context, c *operator.Client, args []string) (api.Why, error) {
-				return c.Why(ctx, args[0])
+				y, err := c.Why(ctx, args[0])
+				return y, hint(err, api.CodeNotFound, "nixfleet host list shows them; a rollout is named CHANNEL@REF")
 			}, func(w io.Writer, y api.Why) error { return renderWhy(w, y, app.Clock.Now()) })(cmd, args)
 		},
 	})
 }
 
+// oneRollout returns a rollout by its id, or by the beginning of one: a status shows refs cut short.
 func oneRollout(ctx context.Context, c *operator.Client, args []string) (api.Rollout, error) {
-	return c.Rollout(ctx, args[0])
+	id := args[0]
+	if err := rolloutArgument(id); err != nil {
+		return api.Rollout{}, err
+	}
+	r, unknown := c.Rollout(ctx, id)
+	if !operator.IsCode(unknown, api.CodeUnknownRollout) {
+		return r, unknown
+	}
+	var found []api.Rollout
+	for r, err := range c.Rollouts(ctx) {
+		if err != nil {
+			return r, err
+		}
+		if strings.HasPrefix(r.RolloutID, id) {
+			found = append(found, r)
+		}
+	}
+	switch len(found) {
+	case 0:
+		return r, hint(unknown, api.CodeUnknownRollout, "nixfleet rollout list shows those there are")
+	case 1:
+		return found[0], nil
+	}
+	return r, usagef("%s is the beginning of %d rollouts, such as %s and %s", id, len(found), found[0].RolloutID, found[1].RolloutID)
+}
+
+// hint adds what to do to an answer of the control plane with that code.
+func hint(err error, code api.Code, what string) error {
+	if operator.IsCode(err, code) {
+		return fmt.Errorf("%w; %s", err, what)
+	}
+	return err
+}
+
+// hostStates is what --state takes: every state that a host can be in.
+var hostStates = []api.HostState{
+	api.Idle, api.Pending, api.Activating, api.Deferred, api.Soaking, api.HostConverged, api.Failed,
+	api.Reverting, api.Reverted, api.Skipped, api.HostSuperseded,
 }
 
 func newHost(app *App) *cobra.Command {
@@ -80,11 +126,20 @@ func newHost(app *App) *cobra.Command {
 	list := &cobra.Command{
 		Use:     "list",
 		Short:   "List hosts",
-		Args:    cobra.NoArgs,
+		Args:    noArgs,
 		Example: examples("nixfleet host list", "nixfleet host list --channel stable --state Failed", "nixfleet host list --tag web --json"),
 		RunE: reading(app, func(ctx context.Context, c *operator.Client, _ []string) ([]api.Host, error) {
+			if f.State != "" && !slices.Contains(hostStates, api.HostState(f.State)) {
+				return nil, usagef("--state %q is none of %q", f.State, hostStates)
+			}
 			return collect(c.Hosts(ctx, f))
-		}, func(w io.Writer, hosts []api.Host) error { return renderHosts(w, hosts, app.Clock.Now()) }),
+		}, func(w io.Writer, hosts []api.Host) error {
+			if len(hosts) == 0 {
+				fmt.Fprintln(app.Stderr, "No host matches.")
+				return nil
+			}
+			return renderHosts(w, hosts, app.Clock.Now())
+		}),
 	}
 	list.Flags().StringVar(&f.Channel, "channel", "", "only hosts of this channel")
 	list.Flags().StringVar(&f.State, "state", "", "only hosts in this state, such as Failed")
@@ -93,10 +148,14 @@ func newHost(app *App) *cobra.Command {
 	show := &cobra.Command{
 		Use:     "show HOST",
 		Short:   "Show one host: what it runs, its rollout, its probes",
-		Args:    cobra.ExactArgs(1),
+		Args:    takesArgs,
 		Example: examples("nixfleet host show web-01", "nixfleet host show web-01 --json"),
 		RunE: reading(app, func(ctx context.Context, c *operator.Client, args []string) (api.Host, error) {
-			return c.Host(ctx, args[0])
+			if err := hostArgument(args[0]); err != nil {
+				return api.Host{}, err
+			}
+			h, err := c.Host(ctx, args[0])
+			return h, hint(err, api.CodeNotFound, "nixfleet host list shows them")
 		}, func(w io.Writer, h api.Host) error { return renderHost(w, h, app.Clock.Now()) }),
 	}
 	return group("host", "Look at hosts", app.addJSON(list), app.addJSON(show))
@@ -106,7 +165,7 @@ func newRollout(app *App) *cobra.Command {
 	list := &cobra.Command{
 		Use:     "list",
 		Short:   "List rollouts, the newest first",
-		Args:    cobra.NoArgs,
+		Args:    noArgs,
 		Example: examples("nixfleet rollout list", "nixfleet rollout list --json"),
 		RunE: reading(app, func(ctx context.Context, c *operator.Client, _ []string) ([]api.Rollout, error) {
 			return collect(c.Rollouts(ctx))
@@ -115,7 +174,7 @@ func newRollout(app *App) *cobra.Command {
 	show := &cobra.Command{
 		Use:     "show ROLLOUT",
 		Short:   "Show one rollout: its state and its waves",
-		Args:    cobra.ExactArgs(1),
+		Args:    takesArgs,
 		Example: examples("nixfleet rollout show stable@0a1b2c3d4e5f", "nixfleet rollout show stable@0a1b2c3d4e5f --json"),
 		RunE: reading(app, oneRollout, func(w io.Writer, r api.Rollout) error {
 			return renderRollout(w, r, app.Clock.Now())
@@ -128,7 +187,7 @@ func newChannel(app *App) *cobra.Command {
 	list := &cobra.Command{
 		Use:     "list",
 		Short:   "List channels: what each is at, and for how long its signature is fresh",
-		Args:    cobra.NoArgs,
+		Args:    noArgs,
 		Example: examples("nixfleet channel list", "nixfleet channel list --json"),
 		RunE: reading(app, func(ctx context.Context, c *operator.Client, _ []string) ([]api.Channel, error) {
 			return collect(c.Channels(ctx))
@@ -143,7 +202,7 @@ func newStatus(app *App) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "status",
 		Short:   "Show the fleet: its rollouts, its hosts, and what someone should look at",
-		Args:    cobra.NoArgs,
+		Args:    noArgs,
 		Example: examples("nixfleet status", "nixfleet status --watch", "nixfleet status --json | jq .trouble"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if watch {

@@ -37,11 +37,7 @@ func (j *releaseJob) flags(cmd *cobra.Command) {
 }
 
 func (j *releaseJob) options(app *App) (release.Options, error) {
-	signers, err := j.signers()
-	if err != nil {
-		return release.Options{}, err
-	}
-	root, err := j.root()
+	signers, root, err := j.load()
 	if err != nil {
 		return release.Options{}, err
 	}
@@ -63,7 +59,7 @@ func newReleaseCreate(app *App) *cobra.Command {
 		Long: "Reads a fleet, makes the manifest of each channel, signs all of it and publishes it, whole or not at\n" +
 			"all. Channels that are not released keep what they have; a channel that the fleet no longer has is\n" +
 			"cancelled. A commit is released once in a channel: to go back, make a new commit.",
-		Args: cobra.NoArgs,
+		Args: noArgs,
 		Example: examples("nixfleet release create --fleet fleet.json --repo ./releases --commit $(git rev-parse HEAD) --key keys/release.pem",
 			"nixfleet release create --fleet fleet.json --repo ./releases --channel stable --rollout-policy stable=urgent --key keys/release.pem",
 			"nixfleet release create --fleet fleet.json --repo ./releases --key alice.pem --trust trust.json --draft ./draft"),
@@ -148,7 +144,7 @@ func newReleaseRefresh(app *App) *cobra.Command {
 		Use:   "refresh",
 		Short: "Sign what is published again, so that it stays fresh",
 		Long:  "Signs what is published again, from a timer of CI. Nothing changes but signedAt and the signatures.",
-		Args:  cobra.NoArgs,
+		Args:  noArgs,
 		Example: examples("nixfleet release refresh --repo ./releases --key keys/release.pem",
 			"nixfleet release refresh --repo ./releases --channel stable --key old.pem --key new.pem --trust trust.json"),
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -171,14 +167,10 @@ func newReleaseSign(app *App) *cobra.Command {
 		Short: "Add your signature to a release that several people sign",
 		Long: "Adds signatures to a draft that create, refresh or revoke kept with --draft. When its parts have all that\n" +
 			"trust.json asks for, the index is signed, which names them; whoever signed before signs once more.",
-		Args:    cobra.ExactArgs(1),
+		Args:    takesArgs,
 		Example: examples("nixfleet release sign ./draft --key bob.pem --trust trust.json"),
 		RunE: func(_ *cobra.Command, args []string) error {
-			signers, err := keys.signers()
-			if err != nil {
-				return err
-			}
-			root, err := keys.root()
+			signers, root, err := keys.load()
 			if err != nil {
 				return err
 			}
@@ -195,7 +187,7 @@ func newReleasePublish(app *App) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "publish DRAFT",
 		Short:   "Publish a draft that everyone has signed",
-		Args:    cobra.ExactArgs(1),
+		Args:    takesArgs,
 		Example: examples("nixfleet release publish ./draft --repo ./releases --trust trust.json"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			root, err := keys.root()
@@ -220,7 +212,7 @@ func newReleaseRevoke(app *App) *cobra.Command {
 		Short: "Revoke certificates of hosts and operators, and enrollment tokens",
 		Long: "Adds to the revocations of the repository and publishes them. A host or operator can be issued a new\n" +
 			"certificate afterwards; what is revoked stays revoked.",
-		Args: cobra.NoArgs,
+		Args: noArgs,
 		Example: examples("nixfleet release revoke --repo ./releases --host web-09 --reason stolen --key keys/release.pem",
 			"nixfleet release revoke --repo ./releases --operator bob --reason left --key keys/release.pem",
 			"nixfleet release revoke --repo ./releases --token 6f1c0d… --key keys/release.pem"),
@@ -233,8 +225,8 @@ func newReleaseRevoke(app *App) *cobra.Command {
 			if opts.Before, err = parseTime("before", before, common.Now); err != nil {
 				return err
 			}
-			if len(opts.Hosts)+len(opts.Operators)+len(opts.Tokens) == 0 {
-				return usagef("name what to revoke: --host, --operator or --token")
+			if err := opts.Check(); err != nil {
+				return usageError{err}
 			}
 			return app.released(release.Revoke(cmd.Context(), opts))
 		},

@@ -22,7 +22,7 @@ type overview struct {
 	Trouble  []api.Host    `json:"trouble"` // hosts that someone should look at
 }
 
-// hostCounts counts the declared hosts.
+// hostCounts counts hosts.
 type hostCounts struct {
 	Total     int                   `json:"total"`
 	Reachable int                   `json:"reachable"`
@@ -34,12 +34,14 @@ const maxTrouble = 20
 
 // troubled says whether someone should look at a host.
 func troubled(h api.Host) bool {
-	switch h.State {
-	case api.Failed, api.Reverted, api.Reverting:
-		return true
-	}
-	return h.Overdue || h.Drifted || h.LastRejection != nil && h.State == api.Pending || h.LastHeartbeatAt != nil && !h.Reachable
+	return failed(h) || refuses(h) || h.Overdue || h.Drifted || h.LastHeartbeatAt != nil && !h.Reachable
 }
+
+func failed(h api.Host) bool {
+	return h.State == api.Failed || h.State == api.Reverted || h.State == api.Reverting
+}
+
+func refuses(h api.Host) bool { return h.LastRejection != nil && h.State == api.Pending }
 
 func renderOverview(w io.Writer, o overview, now time.Time) error {
 	if len(o.Rollouts) == 0 {
@@ -91,17 +93,22 @@ func expiry(c api.Channel, left time.Duration) string {
 // trouble says in a few words why someone should look at h.
 func trouble(h api.Host, now time.Time) string {
 	switch {
-	case h.LastFailure != nil:
-		return fmt.Sprintf("%s %s ago: %s", h.LastFailure.Code, ui.Span(now.Sub(h.LastFailure.At)), oneLine(h.LastFailure.Detail))
-	case h.LastRejection != nil:
-		return fmt.Sprintf("refused its dispatch, %s: %s", h.LastRejection.Code, oneLine(h.LastRejection.Detail))
+	case failed(h) && h.LastFailure != nil:
+		return fmt.Sprintf("%s %s ago: %s", h.LastFailure.Code, ui.Span(now.Sub(h.LastFailure.At)), detail(h.LastFailure))
+	case refuses(h):
+		return fmt.Sprintf("refused its dispatch, %s: %s", h.LastRejection.Code, detail(h.LastRejection))
 	case h.LastHeartbeatAt != nil && !h.Reachable:
 		return "not heard for " + ui.Span(now.Sub(*h.LastHeartbeatAt))
 	case h.Drifted:
 		return "runs " + ui.Closure(h.CurrentClosure) + ", which nobody gave it"
+	case h.Overdue:
+		return "is overdue"
 	}
 	return ""
 }
+
+// detail is a failure's, without the code that stands beside it.
+func detail(f *api.Failure) string { return oneLine(strings.TrimPrefix(f.Detail, string(f.Code)+": ")) }
 
 // oneLine keeps what a host reported on one short line without control characters.
 func oneLine(s string) string {
@@ -132,7 +139,7 @@ func renderRolloutHead(w io.Writer, r api.Rollout, now time.Time) {
 		fmt.Fprintf(w, "  %s\n", ui.Bad(r.HaltReason))
 	}
 	for _, b := range r.Blocks {
-		if !b.Pass {
+		if !b.Pass && (r.HaltReason == "" || !strings.Contains(b.Reason, r.HaltReason)) { // said above
 			fmt.Fprintf(w, "  %s: %s\n", b.Gate, b.Reason)
 		}
 	}
@@ -180,7 +187,7 @@ func marks(h api.Host) string {
 	}{
 		{h.Overdue, ui.Bad("overdue")}, {h.Drifted, ui.Warn("drifted")}, {!h.Declared, ui.Dim("not declared")},
 		{len(h.RebootPending) > 0, ui.Warn("reboot pending")}, {h.Attempt > 1, ui.Dim(fmt.Sprintf("attempt %d", h.Attempt))},
-		{h.LastRejection != nil && h.State == api.Pending, ui.Warn("refuses")},
+		{refuses(h), ui.Warn("refuses")},
 	} {
 		if m.is {
 			all = append(all, m.what)
@@ -195,6 +202,7 @@ func renderHost(w io.Writer, h api.Host, now time.Time) error {
 		{"state", strings.TrimSuffix(ui.Host(h.State)+"  "+marks(h), "  ")}, {"rollout", h.RolloutID},
 		{"wave", strconv.Itoa(h.Wave)}, {"runs", h.CurrentClosure}, {"boots", h.BootClosure},
 		{"target", h.TargetClosure}, {"previous", h.PreviousClosure}, {"heard", heard(h, now)}, {"agent", oneLine(h.AgentVersion)},
+		{"trust.json", ui.Ref(oneLine(h.TrustSHA256))},
 	}
 	if h.SoakEndsAt != nil && h.State == api.Soaking {
 		rows = append(rows, [2]string{"soaks for", ui.Span(h.SoakEndsAt.Sub(now))})
@@ -208,7 +216,7 @@ func renderHost(w io.Writer, h api.Host, now time.Time) error {
 	}{{"failure", h.LastFailure}, {"rejection", h.LastRejection}} {
 		if f := last.Failure; f != nil {
 			rows = append(rows, [2]string{last.what, fmt.Sprintf("%s  %s", ui.Bad(string(f.Code)), ui.Dim(ui.Span(now.Sub(f.At))+" ago"))})
-			rows = append(rows, [2]string{"", oneLine(f.Detail)})
+			rows = append(rows, [2]string{"", detail(f)})
 		}
 	}
 	for _, row := range rows {

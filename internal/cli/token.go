@@ -1,16 +1,15 @@
 package cli
 
 import (
-	"errors"
 	"fmt"
 	"io"
-	"os"
 	"time"
 
 	"github.com/go-json-experiment/json/jsontext"
 	"github.com/spf13/cobra"
 
 	"nixfleet.dev/nixfleet/internal/release"
+	"nixfleet.dev/nixfleet/internal/release/bootstrap"
 )
 
 func newToken(app *App) *cobra.Command {
@@ -34,7 +33,7 @@ func newTokenMint(app *App) *cobra.Command {
 		Long: "Prints a token with which one host gets its certificate. It is good for an hour and one key, unless said\n" +
 			"otherwise. Bound to the host's key by --public-key-sha256 it is no secret, may have no end (--expires\n" +
 			"never), and also brings a host back whose certificate ran out.",
-		Args: cobra.NoArgs,
+		Args: noArgs,
 		Example: examples("nixfleet token mint --host web-01 --key keys/enrollment.pem --output token.json",
 			"nixfleet token mint --host web-01 --key keys/enrollment.pem --expires never --public-key-sha256 9f86d0…"),
 		RunE: func(*cobra.Command, []string) error {
@@ -52,7 +51,7 @@ func newTokenMint(app *App) *cobra.Command {
 				return usageError{err}
 			}
 			if output != "" {
-				if err := writeSecret(output, append(envelope, '\n')); err != nil {
+				if err := bootstrap.WriteSecret(output, append(envelope, '\n')); err != nil {
 					return err
 				}
 			}
@@ -94,14 +93,4 @@ func parseExpires(s string) (time.Duration, error) {
 		return 0, usagef("--expires %q is neither a duration such as 1h nor never", s)
 	}
 	return life, nil
-}
-
-// writeSecret writes a new file that only its owner can read.
-func writeSecret(path string, data []byte) error {
-	file, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = file.Write(data)
-	return errors.Join(err, file.Close())
 }

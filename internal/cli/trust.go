@@ -1,8 +1,10 @@
 package cli
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -26,36 +28,49 @@ func (k *keyring) trustFlag(cmd *cobra.Command, usage string) {
 	cmd.Flags().StringVar(&k.trustFile, "trust", "", usage)
 }
 
-// signers loads the keys.
-func (k *keyring) signers() ([]trust.Signer, error) {
+// load loads the keys to sign with, and trust.json, which must know one of them.
+func (k *keyring) load() ([]trust.Signer, *trust.Root, error) {
 	if len(k.keyFiles) == 0 {
-		return nil, usagef("name a key to sign with: --key FILE")
+		return nil, nil, usagef("name a key to sign with: --key FILE")
 	}
 	signers := []trust.Signer{}
 	for _, path := range k.keyFiles {
 		signer, err := release.LoadKey(path)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		signers = append(signers, signer)
 	}
-	return signers, nil
+	root, err := k.root()
+	if err != nil {
+		return nil, nil, err
+	}
+	known := func(s trust.Signer) bool { return root.ReleaseRule().Has(s.KeyID()) }
+	if !slices.ContainsFunc(signers, known) {
+		return nil, nil, fmt.Errorf("%s is not a release key of %s: nothing it signs would count; add its public half there (openssl pkey -in %[1]s -pubout), or sign with another key",
+			k.keyFiles[0], k.trustPath())
+	}
+	return signers, root, nil
 }
 
 // root reads trust.json: the one that was named, or the one that nixfleet init put beside the keys.
 func (k *keyring) root() (*trust.Root, error) {
-	path := k.trustFile
-	if path == "" {
-		path = k.besideKeys()
-	}
+	path := k.trustPath()
 	if path == "" {
 		return nil, usagef("what readers trust is needed to check the release before it is published; name it: --trust trust.json")
 	}
 	data, err := os.ReadFile(path)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("reading what readers trust: %w", err)
 	}
 	return trust.ParseRoot(path, data)
+}
+
+func (k *keyring) trustPath() string {
+	if k.trustFile != "" {
+		return k.trustFile
+	}
+	return k.besideKeys()
 }
 
 func (k *keyring) besideKeys() string {

@@ -42,7 +42,8 @@ func (v *verification) inputs(app *App) (*trust.Root, time.Time, error) {
 	return root, now, err
 }
 
-const verifyExits = "\n\nExit code 0: good. 3: rightly signed, but too old or from the future. 1: anything else."
+const verifyExits = "\n\nExit code 0: good. 3: not good, for the reasons that are printed; \"state\" of --json tells stale (rightly\n" +
+	"signed, but too old or from the future) from invalid. 1: it could not be checked."
 
 func newVerifyManifest(app *App) *cobra.Command {
 	var v verification
@@ -51,7 +52,7 @@ func newVerifyManifest(app *App) *cobra.Command {
 		Use:   "manifest PATH",
 		Short: "Check a rollout manifest: signatures, shape, age",
 		Long:  "Checks the envelope of a rollout manifest as a host would, and hosts.jsonl against it where that is given." + verifyExits,
-		Args:  cobra.ExactArgs(1),
+		Args:  takesArgs,
 		Example: examples("nixfleet verify manifest manifest.dsse.json --trust trust.json",
 			"nixfleet verify manifest manifest.dsse.json --hosts hosts.jsonl --trust trust.json --at 2026-11-23T08:00:00Z"),
 		RunE: func(_ *cobra.Command, args []string) error {
@@ -85,7 +86,7 @@ func newVerifyFleet(app *App) *cobra.Command {
 		Use:   "fleet PATH",
 		Short: "Check a fleet: signatures, and everything that it declares",
 		Long:  "Checks the envelope of a fleet, and everything that it declares. With --unsigned it checks a fleet.json,\nas release create would: for pull requests." + verifyExits,
-		Args:  cobra.ExactArgs(1),
+		Args:  takesArgs,
 		Example: examples("nixfleet verify fleet fleet.dsse.json --trust trust.json",
 			"nixfleet verify fleet fleet.json --unsigned"),
 		RunE: func(_ *cobra.Command, args []string) error {
@@ -119,7 +120,7 @@ func newVerifyRepo(app *App) *cobra.Command {
 		Use:   "repo PATH",
 		Short: "Check a release repository down to the last object",
 		Long:  "Checks the index of a release repository, and every object that it names, as a control plane would.\nPATH is a directory or its file:// URL." + verifyExits,
-		Args:  cobra.ExactArgs(1),
+		Args:  takesArgs,
 		Example: examples("nixfleet verify repo ./releases --trust trust.json",
 			"nixfleet verify repo ./releases --trust trust.json --at 2026-12-24T18:00:00Z --json"),
 		RunE: func(_ *cobra.Command, args []string) error {
@@ -152,7 +153,7 @@ func readFile(path string) ([]byte, error) {
 	return readAll(path, file)
 }
 
-// verdict prints what was found, and makes of it what the exit code says.
+// verdict prints what was found; the exit code says whether it is good (docs/adr/0010-verify-exits-3.md).
 func (a *App) verdict(v release.Verdict) error {
 	if !a.asJSON {
 		a.warn(v.Warnings)
@@ -160,13 +161,10 @@ func (a *App) verdict(v release.Verdict) error {
 	if err := a.print(v, func(w io.Writer) error { return renderVerdict(w, v) }); err != nil {
 		return err
 	}
-	switch v.State {
-	case release.Good:
+	if v.State == release.Good {
 		return nil
-	case release.Stale:
-		return notInState{errSilent}
 	}
-	return errSilent
+	return notInState{errSilent}
 }
 
 func renderVerdict(w io.Writer, v release.Verdict) error {

@@ -103,7 +103,7 @@ func paint(c color.Color, s string) string {
 // barOrder is the order of a bar's parts: what is done on the left, what has not begun on the right.
 var barOrder = []api.HostState{
 	api.HostConverged, api.Deferred, api.Soaking, api.Activating, api.Reverting, api.Reverted, api.Failed,
-	api.Skipped, api.HostSuperseded, api.Pending,
+	api.Skipped, api.HostSuperseded, api.Pending, api.Idle,
 }
 
 // Bar draws how many hosts are in which state, width characters wide: every state that any host is in

@@ -40,6 +40,7 @@ func TestMainCommandsShowAFleetThatHalted(t *testing.T) {
 		{[]string{"host", "show", canary}, []string{"Reverted", "health-failed", l.Machines[0].Closure(lab.Version{Number: "0"})}},
 		{[]string{"rollout", "list"}, []string{id, "Halted"}},
 		{[]string{"rollout", "show", id}, []string{"Halted", "wave 1", "canary"}},
+		{[]string{"rollout", "show", id[:len(lab.Channel)+1+12]}, []string{id, "Halted"}}, // as a status shows it
 		{[]string{"channel", "list"}, []string{lab.Channel, "Halted"}},
 	} {
 		t.Run(strings.Join(test.args, " "), func(t *testing.T) {
@@ -61,11 +62,23 @@ func TestMainCommandsShowAFleetThatHalted(t *testing.T) {
 		})
 	}
 
-	if text, code := nixfleet(t, l, "host", "show", "nobody"); code != 1 || !strings.Contains(text, "not-found") {
-		t.Errorf("an unknown host gives exit %d and %q", code, text)
+	if text, _ := nixfleet(t, l, "why", id); strings.Count(text, "tolerated") != 1 {
+		t.Errorf("it says more than once why it halted:\n%s", text)
 	}
-	if text, code := nixfleet(t, l, "rollout", "show", "nonsense"); code != 1 || !strings.Contains(text, "malformed") {
-		t.Errorf("a rollout id that is none gives exit %d and %q", code, text)
+	for _, test := range []struct {
+		args string
+		code int
+		want string
+	}{
+		{"host show nobody", 1, "there is no host nobody (not-found); nixfleet host list shows them"},
+		{"why " + lab.Channel, 1, "a rollout is named CHANNEL@REF"},
+		{"rollout show nonsense", 2, `"nonsense" is not a rollout id`},
+		{"rollout show " + lab.Channel + "@fffffff", 1, "(unknown-rollout); nixfleet rollout list shows those there are"},
+		{"host list --tag nothing", 0, "No host matches."},
+	} {
+		if text, code := nixfleet(t, l, strings.Fields(test.args)...); code != test.code || !strings.Contains(text, test.want) {
+			t.Errorf("%s gives exit %d and %q", test.args, code, text)
+		}
 	}
 }
 
