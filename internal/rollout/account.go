@@ -220,8 +220,20 @@ func (f *Fleet) enrol(ro *rollout) {
 		ro.moving += one(m.counted.moving)
 		f.recount(h)
 		f.touch(m)
+		if m.took {
+			f.accountOthers(m) // in a rollout that is restored: they are not the host's latest
+		}
 	}
 	f.dirtyChannels[ro.ch] = struct{}{}
+}
+
+// accountOthers brings up to date what is counted of the host in other rollouts.
+func (f *Fleet) accountOthers(m *member) {
+	for _, o := range m.host.members {
+		if o != m {
+			f.account(o)
+		}
+	}
 }
 
 // isAwaited says whether the host was never heard since this log began, and may be yet: it then counts

@@ -234,16 +234,26 @@ func (f *Fleet) answer(m *member, e api.Event, at time.Time) {
 	case api.RollbackStarted, api.RebootStarted:
 		m.accept()
 		f.unoffer(m)
-	case api.ActivationCompleted, api.RollbackCompleted:
-		m.host.seen.CurrentClosure, m.host.seen.BootClosure = e.ObservedClosure, e.ObservedClosure
-	case api.ActivationDeferred:
-		m.host.seen.BootClosure = m.rec.TargetClosure
 	}
+	m.observe(e)
 	for _, o := range m.host.members {
 		f.touch(o)
 	}
 	if m.rec.State != api.HostSuperseded && !m.latest() {
 		f.supersede(m, at)
+	}
+}
+
+// observe takes in what an event says of what the host runs now: it is late where the host has moved on.
+func (m *member) observe(e api.Event) {
+	if !m.latest() || m.rec.State == api.HostSuperseded {
+		return
+	}
+	switch e.Kind {
+	case api.ActivationCompleted, api.RollbackCompleted:
+		m.host.seen.CurrentClosure, m.host.seen.BootClosure = e.ObservedClosure, e.ObservedClosure
+	case api.ActivationDeferred:
+		m.host.seen.BootClosure = m.rec.TargetClosure
 	}
 }
 
@@ -262,12 +272,11 @@ func (f *Fleet) supersedeOlder(h *host, at time.Time) {
 	}
 }
 
-// supersede ends the member's record, if it has not ended.
+// supersede ends the member's record, if it has not ended. Nothing of that rollout is for the host any more.
 func (f *Fleet) supersede(m *member, at time.Time) {
-	if m.step(hoststate.Supersede{}, at) == nil {
-		f.unoffer(m)
-		f.account(m)
-	}
+	_ = m.step(hoststate.Supersede{}, at) // refused where it has ended
+	f.unoffer(m)
+	f.account(m)
 }
 
 // judge keeps what a step says of a closure for the planner, which quarantines it or allows it again.

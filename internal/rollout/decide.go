@@ -159,6 +159,7 @@ func (f *Fleet) forget(r *rollout) {
 			delete(j.Last, r.id)
 		}
 		f.recount(h)
+		f.accountOthers(m)
 	}
 	f.dirty = slices.DeleteFunc(f.dirty, func(m *member) bool { return m.ro == r })
 	r.ch.rollouts = slices.DeleteFunc(slices.Clone(r.ch.rollouts), func(o *rollout) bool { return o == r })

@@ -55,11 +55,8 @@ func (m *member) wants() api.Action {
 			return api.ActionUnstage
 		}
 	}
-	if m.ro.state == api.RolloutRollingBack && m.stays == "" && m.moved {
-		switch m.rec.State {
-		case api.Deferred, api.Soaking, api.HostConverged:
-			return api.ActionRevert
-		}
+	if m.ro.state == api.RolloutRollingBack && m.stays == "" && m.revertible() {
+		return api.ActionRevert
 	}
 	return ""
 }

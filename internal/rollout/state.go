@@ -84,11 +84,14 @@ func (m *member) tallyOf() tally {
 
 // toGoBack says whether a rollout that rolls back has something to wait for in this member.
 func (m *member) toGoBack() bool {
+	return m.rec.State == api.Activating || m.rec.State == api.Reverting || m.revertible()
+}
+
+// revertible says whether the rollout moved the host and may take it back: not once the host has moved on.
+func (m *member) revertible() bool {
 	switch m.rec.State {
-	case api.Activating, api.Reverting:
-		return true
 	case api.Soaking, api.Deferred, api.HostConverged:
-		return m.moved
+		return m.moved && m.latest()
 	}
 	return false
 }
