@@ -8,7 +8,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 
 	"github.com/go-json-experiment/json"
 
@@ -63,7 +62,7 @@ func (f *Folder) prune(keep int) error {
 	}
 	var kept []fs.FileInfo
 	for _, e := range entries {
-		if info, err := e.Info(); err == nil && strings.HasSuffix(e.Name(), ".json") {
+		if info, err := e.Info(); err == nil { // what a crash left half written too
 			kept = append(kept, info)
 		}
 	}

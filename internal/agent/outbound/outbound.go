@@ -55,15 +55,15 @@ type Worker struct {
 	kick    chan struct{} // one slot: send now, back-off or not
 	heard   chan struct{} // one slot: a heartbeat was answered
 
-	held map[string]bool // rollouts that wait for the next heartbeat
-	gap  string          // the rollout whose last batch met a gap
+	held    map[string]bool // rollouts that wait for the next heartbeat
+	rewound map[string]bool // rollouts that were sent again from an earlier number since the last one
 }
 
 // New returns a worker.
 func New(o Options) *Worker {
 	return &Worker{
 		o: o, backoff: backoff.Backoff{Floor: o.ErrorBackoff, Random: o.Random},
-		kick: make(chan struct{}, 1), heard: make(chan struct{}, 1), held: map[string]bool{},
+		kick: make(chan struct{}, 1), heard: make(chan struct{}, 1), held: map[string]bool{}, rewound: map[string]bool{},
 	}
 }
 
@@ -116,11 +116,17 @@ func (w *Worker) wait(ctx context.Context, timer <-chan time.Time, ready <-chan 
 	case <-timer:
 	case <-ready:
 	case <-w.kick:
-		clear(w.held)
+		w.releaseAll()
 	case <-w.heard:
-		clear(w.held)
+		w.releaseAll()
 	}
 	return nil
+}
+
+// releaseAll has every rollout tried again.
+func (w *Worker) releaseAll() {
+	clear(w.held)
+	clear(w.rewound)
 }
 
 // send sends one batch. It returns how long to wait before the next, and an error only where the
@@ -130,13 +136,11 @@ func (w *Worker) send(ctx context.Context, b api.EventBatch) (time.Duration, err
 	if ctx.Err() != nil {
 		return 0, context.Cause(ctx)
 	}
-	gap := w.gap
-	w.gap = ""
 	switch {
 	case err == nil:
 		return w.acked(ctx, b, ack)
 	case client.IsProblem(err, api.CodeSequenceGap):
-		return w.rewind(ctx, b, err, gap == b.RolloutID)
+		return w.rewind(ctx, b, err)
 	case client.IsProblem(err, api.CodeUnknownRollout):
 		w.o.Logger.Info("the control plane does not know this rollout; its events wait for the next heartbeat", "rollout", b.RolloutID)
 		w.held[b.RolloutID] = true
@@ -171,16 +175,16 @@ func (w *Worker) acked(ctx context.Context, b api.EventBatch, ack api.EventsAck)
 	return 0, w.o.Reducer.Acked(ctx, b.RolloutID, seq, refused)
 }
 
-// rewind sends again from where the control plane says. Where that leads to another gap at once, this
+// rewind sends again from where the control plane says, once. Where there is another gap then, this
 // rollout waits for the next heartbeat, so that it neither loops nor holds up the others.
-func (w *Worker) rewind(ctx context.Context, b api.EventBatch, err error, again bool) (time.Duration, error) {
+func (w *Worker) rewind(ctx context.Context, b api.EventBatch, err error) (time.Duration, error) {
 	status, _ := errors.AsType[*client.StatusError](err)
 	expected := status.Problem.ExpectedSeq
-	if again || expected < 1 || expected >= b.Events[0].Seq {
+	if w.rewound[b.RolloutID] || expected < 1 || expected >= b.Events[0].Seq {
 		w.held[b.RolloutID] = true
 		return w.failed(b, err), nil
 	}
-	w.gap = b.RolloutID
+	w.rewound[b.RolloutID] = true
 	w.o.Logger.Info("the control plane misses events; sending again", "rollout", b.RolloutID, "seq", expected)
 	return 0, w.o.Reducer.Replay(ctx, map[string]int64{b.RolloutID: expected})
 }

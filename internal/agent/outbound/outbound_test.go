@@ -359,3 +359,32 @@ func TestAnAcknowledgementCountsForWhatWasSentAndNotLess(t *testing.T) {
 		}
 	})
 }
+
+func TestAControlPlaneThatKeepsLosingWhatItAcknowledgedIsNotServedInAHotLoop(t *testing.T) {
+	inBubble(t, func(t *testing.T, r *rig) {
+		n := 0
+		r.answer("a", func(w http.ResponseWriter, req *http.Request) {
+			if n++; n%2 == 1 { // it takes every second batch
+				r.cp.Honest(w, req)
+				return
+			}
+			w.Header().Set("Content-Type", api.ProblemType)
+			w.WriteHeader(http.StatusConflict)
+			data, _ := json.Marshal(api.Problem{Status: 409, Code: api.CodeSequenceGap, ExpectedSeq: 1})
+			w.Write(data)
+		})
+		for range 100 {
+			r.add("a")
+			r.pass(100 * time.Millisecond)
+		}
+		if sent := len(r.sent()); sent > 12 {
+			t.Errorf("%d batches in 10 s", sent)
+		}
+		r.answer("a", r.cp.Honest)
+		r.worker.Heard()
+		r.pass(time.Minute)
+		if got := r.acked["a"]; got != 100 {
+			t.Errorf("once it behaves it has %d of 100", got)
+		}
+	})
+}

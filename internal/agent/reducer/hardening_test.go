@@ -1,12 +1,14 @@
 package reducer
 
 import (
+	"context"
 	"errors"
 	"testing"
 	"time"
 
 	"nixfleet.dev/nixfleet/api"
 	"nixfleet.dev/nixfleet/internal/agent/activation/activationtest"
+	"nixfleet.dev/nixfleet/internal/hoststate"
 )
 
 // jumps has the reducer find, from its next step on, that the wall clock ran ahead of the monotonic one.
@@ -145,5 +147,58 @@ func TestWhatSomeoneSwitchedToWhileTheAgentWaitedIsNoThirdClosure(t *testing.T) 
 		l.cp.answer(true)
 		l.wantEnd(api.HostConverged, closureB)
 		l.wantQuarantined(closureB, false)
+	})
+}
+
+func TestAClockThatIsOnlySetAfterTheBootHoldsNoTimerForEver(t *testing.T) {
+	// A machine without a battery for its clock comes up in 1970, and is told the time a little later.
+	completed := time.Date(2026, 11, 23, 8, 0, 0, 0, time.UTC)
+	now := completed.Add(5 * time.Minute)
+	s := newState("journal")
+	s.rollouts[rollout1] = &rollout{
+		terms: terms{Policy: soaking(10 * time.Minute)},
+		status: status{
+			Record: hoststate.Record{State: api.Soaking, CompletedAt: completed, SoakEndsAt: completed.Add(10 * time.Minute)},
+			Soak: &soak{Until: completed.Add(10 * time.Minute), Watched: map[string]watched{
+				"up": {Mode: api.ModeEnforce, Status: api.ProbeFail, Fails: 2, FailingSince: completed, Reported: api.ProbePass, ReportedAt: completed},
+			}},
+		},
+	}
+	tx := newTx(s, now, "boot-2")
+	tx.shift(56 * 365 * 24 * time.Hour)
+	st, _ := tx.status(rollout1)
+	if left := st.Soak.Until.Sub(now); left > 10*time.Minute {
+		t.Errorf("%v of a soak of ten minutes are left", left)
+	}
+	w := st.Soak.Watched["up"]
+	if w.FailingSince.After(now) || w.ReportedAt.After(now) {
+		t.Errorf("it fails since %v and was reported at %v, and now it is %v", w.FailingSince, w.ReportedAt, now)
+	}
+}
+
+// hung is a Probes whose probes do not end: a command that hangs in the kernel, on a disk that is gone.
+type hung struct {
+	*scripted
+	release chan struct{}
+}
+
+func (h hung) Run(ctx context.Context, set api.HealthChecks, report func(ProbeRun)) error {
+	_ = h.scripted.Run(ctx, set, report)
+	<-h.release
+	return nil
+}
+
+func TestProbesThatDoNotEndHoldUpNoRollback(t *testing.T) {
+	inBubble(t, func(l *lab) {
+		h := hung{&scripted{mode: api.ModeEnforce, failed: make(chan bool)}, make(chan struct{})}
+		defer close(h.release)
+		l.options = func(o *Options) { o.Probes = h }
+		l.cp.give(activate(rollout1, closureB, soaking(time.Hour)))
+		l.until("probes are declared", time.Minute, func() bool { return l.event(api.ProbesDeclared).Kind != "" })
+		h.fail()
+		sleep(10 * time.Minute)
+		h.fail()
+		l.untilState(rollout1, api.Reverted)
+		l.wantOn(closureA)
 	})
 }

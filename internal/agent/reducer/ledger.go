@@ -131,9 +131,6 @@ func (t *tx) acked(id string, seq int64, refused []api.RefusedEvent) error {
 		return fmt.Errorf("rollout %s: seq %d is acknowledged, but only %d were sent", id, seq, st.LastSeq)
 	}
 	t.edit(id).AckedSeq = seq
-	for _, r := range refused {
-		t.say("the control plane refused an event", "rollout", id, "seq", r.Seq, "code", r.Code, "detail", r.Detail)
-	}
 	if slices.ContainsFunc(refused, func(r api.RefusedEvent) bool { return r.Seq == st.AckSeq }) {
 		return t.cancel(id)
 	}
@@ -142,10 +139,12 @@ func (t *tx) acked(id string, seq int64, refused []api.RefusedEvent) error {
 
 func (t *tx) setAside(id string, from, to int64) error {
 	st, ok := t.status(id)
-	if !ok || to > st.LastSeq {
+	if !ok {
+		return nil // dropped meanwhile
+	}
+	if to > st.LastSeq {
 		return fmt.Errorf("rollout %s has no events up to %d to set aside", id, to)
 	}
-	t.say("events set aside: the control plane called them malformed", "rollout", id, "from", from, "to", to)
 	t.edit(id).AckedSeq = max(st.AckedSeq, to)
 	if from <= st.AckSeq && st.AckSeq <= to {
 		return t.cancel(id)

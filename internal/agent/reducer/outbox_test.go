@@ -155,6 +155,9 @@ func TestAcknowledgementsAreChecked(t *testing.T) {
 		if err := l.agent.Acked(ctx, rollout2, 9, nil); err != nil {
 			t.Errorf("of a rollout that is not known: %v", err)
 		}
+		if err := l.agent.SetAside(ctx, rollout2, 1, 9); err != nil {
+			t.Errorf("setting events of a rollout aside that was dropped meanwhile: %v", err)
+		}
 		short, cancel := context.WithTimeout(ctx, time.Minute)
 		defer cancel()
 		if err := l.agent.AckWait(short, rollout1, 1); !errors.Is(err, context.DeadlineExceeded) {

@@ -28,12 +28,12 @@ func (r *Reducer) soakJobs(id string, ro *rollout) []job {
 	soakID, st := ro.status.SoakID, ro.status
 	var jobs []job
 	if !r.onTarget[soakID] || st.outlook(ro.terms.Policy, r.meter.now()) != goesOn {
-		jobs = append(jobs, job{fmt.Sprintf("look %d", soakID), func(ctx context.Context) error {
+		jobs = append(jobs, job{jobLook, soakID, func(ctx context.Context) error {
 			return r.look(ctx, id, soakID)
 		}})
 	}
 	if r.onTarget[soakID] {
-		jobs = append(jobs, job{fmt.Sprintf("probes %d", soakID), func(ctx context.Context) error {
+		jobs = append(jobs, job{jobProbes, soakID, func(ctx context.Context) error {
 			return r.probe(ctx, id, soakID)
 		}})
 	}

@@ -4,10 +4,12 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"nixfleet.dev/nixfleet/api"
 	"nixfleet.dev/nixfleet/internal/agent/activation"
+	"nixfleet.dev/nixfleet/internal/hoststate"
 )
 
 // soak is the probing of a host that is live on its target, from ActivationCompleted to its end. Its
@@ -51,20 +53,30 @@ func (s *soak) clone() *soak {
 	return &c
 }
 
-func (s *soak) shift(gap time.Duration, notBefore time.Time) {
-	s.Until = s.Until.Add(gap)
-	if s.Until.Before(notBefore) {
-		s.Until = notBefore
+// shift moves the soak's times. None is moved to where the clock itself rules it out: a time that was
+// recorded in an earlier boot is not wrong because this boot's clock began in 1970.
+func (s *soak) shift(gap time.Duration, now time.Time, r hoststate.Record) {
+	whole := r.SoakEndsAt.Sub(r.CompletedAt)
+	s.Until = earlier(s.Until.Add(gap), now.Add(whole))
+	if s.Until.Before(r.SoakEndsAt) {
+		s.Until = r.SoakEndsAt
 	}
 	for name, w := range s.Watched {
 		if !w.FailingSince.IsZero() {
-			w.FailingSince = w.FailingSince.Add(gap)
+			w.FailingSince = earlier(w.FailingSince.Add(gap), now)
 		}
 		if !w.ReportedAt.IsZero() {
-			w.ReportedAt = w.ReportedAt.Add(gap)
+			w.ReportedAt = earlier(w.ReportedAt.Add(gap), now)
 		}
 		s.Watched[name] = w
 	}
+}
+
+func earlier(a, b time.Time) time.Time {
+	if b.Before(a) {
+		return b
+	}
+	return a
 }
 
 // sustained says since when an enforce probe has failed at least twice in a row.
@@ -176,7 +188,7 @@ func (t *tx) declare(id string, soakID int64, set api.HealthChecks, broken error
 		return err
 	}
 	if broken != nil {
-		st.Soak.Broken = broken.Error()
+		st.Soak.Broken = clip(broken.Error())
 		return nil //nolint:nilerr // what is broken is now part of the state
 	}
 	probes := make([]api.DeclaredProbe, len(set.Probes))
@@ -202,6 +214,12 @@ func (t *tx) declare(id string, soakID int64, set api.HealthChecks, broken error
 	}
 	return t.emit(id, api.Event{Kind: api.ProbesDeclared, Probes: probes})
 }
+
+// maxBroken is how much of what is wrong with health-checks.json is kept, in bytes: each of its probes
+// may have many faults.
+const maxBroken = 1 << 10
+
+func clip(s string) string { return strings.ToValidUTF8(s[:min(len(s), maxBroken)], "") }
 
 // probed takes the result of one run of a probe.
 func (t *tx) probed(id string, soakID int64, run ProbeRun) error {

@@ -244,7 +244,7 @@ func (t *tx) converged(closure string) {
 	g.Unconverged = slices.DeleteFunc(g.Unconverged, func(c string) bool { return c == closure })
 }
 
-// shift moves every recorded time that a timer counts from.
+// shift moves every recorded time that a timer counts from, now that the clock ran ahead by gap.
 func (t *tx) shift(gap time.Duration) {
 	for _, id := range t.ids() {
 		st := t.state.rollouts[id].status
@@ -256,7 +256,7 @@ func (t *tx) shift(gap time.Duration) {
 			}
 		}
 		if st.Soak != nil {
-			t.edit(id).Soak.shift(gap, st.Record.SoakEndsAt)
+			t.edit(id).Soak.shift(gap, t.now, st.Record)
 		}
 	}
 }
