@@ -167,7 +167,7 @@ func (p *rootParser) channel(name string, c api.TrustChannel, release Rule) Rule
 func DecodePayload[T any](what string, data []byte, limit int, version func(T) int) (T, error) {
 	var zero T
 	v, err := strictjson.Decode[T](what, data, limit)
-	n := 0
+	var n int
 	if err == nil {
 		n = version(v)
 	} else {
