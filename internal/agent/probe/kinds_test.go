@@ -27,7 +27,7 @@ func once(t *testing.T, p api.Probe) Result {
 		p.Timeout = api.Duration(10 * time.Second)
 	}
 	fillIn(&p)
-	return NewRunner(clock.System{}).once(t.Context(), p)
+	return NewRunner(clock.System{}).once(t.Context(), p, new(leftBehind))
 }
 
 // expect says that the result is a pass where reason is "", or else a failure whose reason contains it.
@@ -152,7 +152,7 @@ func TestExecEndsWithTheAgent(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	ready := make(chan Result)
 	go func() {
-		ready <- NewRunner(clock.System{}).once(ctx, api.Probe{Kind: api.ProbeExec, Command: []string{"sleep", "1000"}, Timeout: api.Duration(time.Hour)})
+		ready <- NewRunner(clock.System{}).once(ctx, api.Probe{Kind: api.ProbeExec, Command: []string{"sleep", "1000"}, Timeout: api.Duration(time.Hour)}, new(leftBehind))
 	}()
 	cancel()
 	if r := <-ready; r.Status != api.ProbeFail {

@@ -45,9 +45,13 @@ func NewRunner(c clock.Clock) *Runner {
 
 var errNotSupported = errors.New("kind not supported by this agent")
 
+// giveUp is how long a run may take to end once its time is over. One that takes longer cannot be ended
+// (a command that hangs in the kernel, on a disk that is gone) and is left behind.
+const giveUp = letGo + 500*time.Millisecond
+
 // Run runs the probes that are not disabled until ctx ends, and calls report after each run, from
 // several goroutines. A run that ctx cut off is not reported. It returns only once all of it has ended,
-// and always nil.
+// but for runs that cannot be ended, and always nil.
 func (r *Runner) Run(ctx context.Context, set api.HealthChecks, report func(Result)) error {
 	var probes []api.Probe
 	for _, p := range set.Probes {
@@ -76,13 +80,14 @@ func (r *Runner) repeat(ctx context.Context, p api.Probe, delay, lead time.Durat
 		return
 	}
 	next := r.clock.Now().Add(-lead)
+	var left leftBehind
 	for {
 		select {
 		case turns <- struct{}{}:
 		case <-ctx.Done():
 			return
 		}
-		result := r.once(ctx, p)
+		result := r.once(ctx, p, &left)
 		<-turns
 		if ctx.Err() != nil {
 			return
@@ -98,12 +103,33 @@ func (r *Runner) repeat(ctx context.Context, p api.Probe, delay, lead time.Durat
 	}
 }
 
-func (r *Runner) once(ctx context.Context, p api.Probe) Result {
+// leftBehind is a run of a probe that did not end, nil where there is none.
+type leftBehind <-chan error
+
+// still says whether it has not ended to this day.
+func (l *leftBehind) still() bool {
+	if *l == nil {
+		return false
+	}
+	select {
+	case <-*l:
+		*l = nil
+		return false
+	default:
+		return true
+	}
+}
+
+var errNoEnd = errors.New("the run does not end")
+
+func (r *Runner) once(ctx context.Context, p api.Probe, left *leftBehind) Result {
 	limit, cancel := context.WithTimeout(ctx, p.Timeout.Std())
 	defer cancel()
 	err := errNotSupported
 	if run, ok := r.kinds[p.Kind]; ok {
-		err = run(limit, p)
+		if err = errNoEnd; !left.still() { // of one probe there is one run
+			err = r.try(limit, p, run, left)
+		}
 	}
 	result := Result{Probe: p, At: r.clock.Now(), Status: api.ProbePass}
 	if err != nil {
@@ -113,6 +139,26 @@ func (r *Runner) once(ctx context.Context, p api.Probe) Result {
 		result.Status, result.Reason = api.ProbeFail, clip(err.Error())
 	}
 	return result
+}
+
+// try runs a probe once and waits for its end, but not for ever.
+func (r *Runner) try(limit context.Context, p api.Probe, run kind, left *leftBehind) error {
+	done := make(chan error, 1)
+	go func() { done <- run(limit, p) }()
+	select {
+	case err := <-done:
+		return err
+	case <-limit.Done():
+	}
+	timer := r.clock.NewTimer(giveUp)
+	defer timer.Stop()
+	select {
+	case err := <-done:
+		return err
+	case <-timer.C:
+		*left = done
+		return errNoEnd
+	}
 }
 
 func clip(s string) string {

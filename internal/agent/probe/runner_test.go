@@ -153,6 +153,38 @@ func TestATimeoutIsAFailure(t *testing.T) {
 	})
 }
 
+func TestARunThatNeverEndsIsLeftBehindAndHoldsUpNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		release := make(chan struct{})
+		var begun atomic.Int32
+		l := newLab(func(_ context.Context, p api.Probe) error {
+			if p.Name != "a" {
+				return nil
+			}
+			begun.Add(1)
+			<-release // not even for its timeout: it hangs in the kernel
+			return nil
+		})
+		start := time.Now()
+		l.run(t, time.Minute, every(10*time.Second, "a", "b")...)
+		if took := time.Since(start); took > time.Minute+2*time.Second {
+			t.Errorf("the end took %v", took-time.Minute)
+		}
+		if begun.Load() != 1 {
+			t.Errorf("%d runs of one probe at once", begun.Load())
+		}
+		if len(l.runs["a"]) < 5 || len(l.runs["b"]) < 5 {
+			t.Errorf("reported at %v", l.runs)
+		}
+		for _, r := range l.all {
+			if r.Probe.Name == "a" && (r.Status != api.ProbeFail || !strings.Contains(r.Reason, "does not end")) {
+				t.Errorf("%+v", r)
+			}
+		}
+		close(release)
+	})
+}
+
 func TestARunThatWasCutOffIsNotReported(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(func(ctx context.Context, _ api.Probe) error {
