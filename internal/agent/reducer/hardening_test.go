@@ -3,8 +3,12 @@ package reducer
 import (
 	"context"
 	"errors"
+	"fmt"
+	"strings"
 	"testing"
 	"time"
+
+	"github.com/go-json-experiment/json"
 
 	"nixfleet.dev/nixfleet/api"
 	"nixfleet.dev/nixfleet/internal/agent/activation/activationtest"
@@ -200,5 +204,44 @@ func TestProbesThatDoNotEndHoldUpNoRollback(t *testing.T) {
 		h.fail()
 		l.untilState(rollout1, api.Reverted)
 		l.wantOn(closureA)
+	})
+}
+
+func TestWhatIsKeptOfAHostileControlPlanesRolloutsHasACap(t *testing.T) {
+	inBubble(t, func(l *lab) {
+		s := newState("journal")
+		long := strings.Repeat("\x00", 4096) // six times as long in JSON
+		for i := range 20 {
+			ro := &rollout{terms: terms{Policy: soaking(time.Minute)}}
+			ro.status = status{Order: int64(i + 1), LastSeq: 60, AckedSeq: 60, Record: hoststate.Record{State: api.HostSuperseded}}
+			if i%2 == 0 {
+				ro.status.AckedSeq = 3
+			}
+			for n := range 60 {
+				ro.events = append(ro.events, logged{N: int64(60*i + n), Event: api.Event{Seq: int64(n + 1), Kind: api.ActivationFailed, StderrTail: long}})
+			}
+			s.rollouts[fmt.Sprintf("stable@%07x", i)] = ro
+		}
+		s.global.Orders = 20
+		record, err := json.Marshal(s.snapshot())
+		if err != nil {
+			t.Fatal(err)
+		}
+		l.disk.records = [][]byte{record}
+		l.cp.answer(false) // it takes nothing
+		l.start()
+		if a := l.offer(activate(rollout1, closureB, soaking(time.Minute))); a.Kind != Accepted {
+			t.Fatalf("%+v", a)
+		}
+		kept := 0
+		for id := range l.agent.View().Rollouts {
+			kept += l.agent.state.size(id)
+		}
+		if kept > maxKept {
+			t.Errorf("%d bytes of events are kept", kept)
+		}
+		if _, ok := l.agent.View().Rollouts["stable@0000013"]; !ok {
+			t.Error("the newest of the old rollouts is gone")
+		}
 	})
 }

@@ -81,7 +81,7 @@ func (t *tx) refusal(o Offer, st status) Answer {
 	if o.Line.Wave < 0 || o.Line.Wave >= len(o.Policy.Waves) || incomplete(o.Policy) {
 		return rejected(api.CodeUnsupportedSchema, "the signed policy is not complete")
 	}
-	if st.LastSeq >= maxStream {
+	if st.LastSeq >= maxStream || t.state.size(o.RolloutID) > maxKept/2 {
 		return rejected(api.CodeNotPermitted, "it was begun too often: %d events", st.LastSeq)
 	}
 	if q, ok := t.state.global.Quarantine[o.Line.Closure]; ok && !lifts(o, st) {
@@ -256,38 +256,48 @@ func (t *tx) rebootTask(id, bootID string) activation.Task {
 	}
 }
 
-// Caps on how many rollouts are remembered: maxEnded of those that ended and are forgotten by the
-// control plane, maxRollouts in all.
+// Caps on what is remembered: maxEnded rollouts that ended and whose events are forgotten, maxRollouts in
+// all, and maxKept bytes of their events, so that the whole always fits one record of the journal. A
+// control plane that acknowledges nothing, or never says what to forget, fills no disk.
 const (
 	maxEnded    = 32
 	maxRollouts = 128
+	maxKept     = 8 << 20
 )
 
-// prune drops the oldest rollouts over the caps.
+// prune drops the oldest rollouts over the caps, and of those that it may not drop yet the events that
+// the control plane has.
 func (t *tx) prune() error {
 	ids := t.ids()
 	slices.Reverse(ids)
-	forgotten := 0
+	total, forgotten, kept := len(ids), 0, 0
 	for _, id := range ids {
 		if ro := t.state.rollouts[id]; finished(ro.status) && len(ro.events) == 0 {
 			forgotten++
 		}
+		kept += t.state.size(id)
 	}
-	total := len(ids)
 	for _, id := range ids {
 		ro := t.state.rollouts[id]
 		if _, edited := t.editedStatus[id]; edited || !finished(ro.status) {
 			continue
 		}
-		old := len(ro.events) == 0 && forgotten > maxEnded
-		if !old && total <= maxRollouts {
-			continue
-		}
-		if len(ro.events) == 0 {
+		acked := ro.status.AckedSeq == ro.status.LastSeq
+		switch {
+		case len(ro.events) == 0 && (forgotten > maxEnded || total > maxRollouts):
 			forgotten--
+			total--
+			t.dropped = append(t.dropped, id)
+		case len(ro.events) > 0 && (total > maxRollouts || kept > maxKept && !acked):
+			kept -= t.state.size(id)
+			total--
+			t.dropped = append(t.dropped, id)
+			t.say("a rollout and its events are dropped: there are too many", "rollout", id, "acked", ro.status.AckedSeq, "lastSeq", ro.status.LastSeq)
+		case len(ro.events) > 0 && kept > maxKept:
+			kept -= t.state.size(id)
+			forgotten++
+			t.forgotten = append(t.forgotten, id)
 		}
-		total--
-		t.dropped = append(t.dropped, id)
 	}
 	return nil
 }

@@ -184,6 +184,17 @@ func (s *state) snapshot() *change {
 	return c
 }
 
+// size is how many bytes of JSON the rollout's events are.
+func (s *state) size(id string) (n int) {
+	if ro := s.rollouts[id]; ro != nil {
+		for _, e := range ro.events {
+			data, _ := json.Marshal(e.Event) // it was written to the journal before
+			n += len(data)
+		}
+	}
+	return n
+}
+
 // byOrder returns the rollouts, the one accepted last first.
 func (s *state) byOrder() []string {
 	ids := slices.Collect(maps.Keys(s.rollouts))
