@@ -35,7 +35,7 @@ func writeFile(root *os.Root, name string, data []byte, perm fs.FileMode) error 
 		err = root.Rename(temporary, name)
 	}
 	if err != nil {
-		root.Remove(temporary) // what is left over is only a leftover
+		_ = root.Remove(temporary) // what is left over is only a leftover
 		return err
 	}
 	return SyncDir(root, filepath.Dir(name))

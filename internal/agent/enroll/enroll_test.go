@@ -34,7 +34,6 @@ type rig struct {
 	dir     string
 	ca      *standin.CA
 	cp      *standin.ControlPlane
-	host    *enroll.Host
 	options enroll.Options
 }
 

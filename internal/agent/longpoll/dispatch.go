@@ -46,7 +46,6 @@ func (w *Worker) handle(ctx context.Context, d api.Dispatch) (reducer.AnswerKind
 		return 0, trust.Refuse(answer.Code, "dispatch", "%s", answer.Detail)
 	case reducer.Accepted:
 		w.o.Logger.Info("dispatch accepted", "rollout", d.RolloutID, "closure", d.TargetClosure, "action", string(d.Action), "attempt", d.Attempt)
-		w.prune(d.RolloutID)
 	}
 	return answer.Kind, nil
 }
@@ -104,6 +103,7 @@ func (w *Worker) accept(ctx context.Context, rolloutID string) (manifest.Accepte
 	if err := w.o.Cache.Store(rolloutID, envelope, proof); err != nil {
 		w.o.Logger.Warn("the manifest could not be kept on disk", "rollout", rolloutID, "err", err)
 	}
+	w.prune(rolloutID) // now, whatever becomes of the dispatch: a host that refuses all keeps no more
 	return accepted, nil
 }
 

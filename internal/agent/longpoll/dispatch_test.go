@@ -3,7 +3,9 @@ package longpoll_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
+	"nixfleet.dev/nixfleet/internal/agent/manifestcache"
 	"os"
 	"path/filepath"
 	"slices"
@@ -317,5 +319,25 @@ func TestL12ARefusalIsToldBacksOffAndNeverReachesTheReducer(t *testing.T) {
 				t.Errorf("%d requests: an id that is none was asked for", n)
 			}
 		})
+	})
+}
+
+func TestWhatIsRefusedFillsNoDisk(t *testing.T) {
+	inBubble(t, func(t *testing.T, r *rig) {
+		r.options.Observe = true // refuses every release for years
+		r.options.Random = func() float64 { return 0 }
+		r.start()
+		for i := range 3 * manifestcache.Kept {
+			_, d := r.release(manifesttest.Options{Ref: fmt.Sprintf("%07x", i), Sequence: int64(i + 1)})
+			r.cp.Offer(&d)
+			r.pass(10 * time.Minute)
+		}
+		if n := len(r.rejected()); n != 3*manifestcache.Kept {
+			t.Errorf("rejected %d times", n)
+		}
+		kept, err := os.ReadDir(filepath.Join(r.dir, "rollouts"))
+		if err != nil || len(kept) > manifestcache.Kept+1 {
+			t.Errorf("%d rollouts are kept, %v", len(kept), err)
+		}
 	})
 }

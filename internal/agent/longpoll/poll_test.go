@@ -286,7 +286,7 @@ func TestL14RenewedFilesAreUsedForTheNextConnection(t *testing.T) {
 	next := standin.NewCA(t)
 	successor := standin.Start(t, next)
 	next.WriteHost(r.dir, host)
-	r.cp, successor = successor, r.cp
+	r.cp = successor
 	held <- struct{}{}
 	r.cp.Wait("it polls the successor", func() bool { return len(r.polls()) == 1 })
 }

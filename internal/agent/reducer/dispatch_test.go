@@ -297,6 +297,42 @@ func TestAHeldHostRejectsDispatchesUntilTheHoldEnds(t *testing.T) {
 	})
 }
 
+func TestWhatIsRefusedLeavesNothingInTheJournal(t *testing.T) {
+	inBubble(t, func(l *lab) {
+		l.cp.give(activate(rollout1, closureB, soaking(time.Minute)))
+		l.untilState(rollout1, api.HostConverged)
+		sleep(time.Minute)
+		bad := func(edit func(*Offer)) Offer {
+			o := activate(rollout2, closureC, soaking(time.Minute))
+			edit(&o)
+			return o
+		}
+		before := len(l.disk.read())
+		for _, o := range []Offer{
+			bad(func(o *Offer) { o.Action = "dance" }),
+			bad(func(o *Offer) { o.Action = api.ActionRevert }),
+			bad(func(o *Offer) { o.Action = api.ActionUnstage }),
+			bad(func(o *Offer) { o.Action = api.ActionReboot }),
+			bad(func(o *Offer) { o.Line.Wave = 7 }),
+			bad(func(o *Offer) { o.Policy.ConfirmTimeout = nil }),
+			bad(func(o *Offer) { o.RolloutID, o.Attempt = rollout1, 2 }),
+			bad(func(o *Offer) { o.RolloutID, o.Action = rollout1, api.ActionRevert }),
+		} {
+			if a := l.offer(o); a.Kind != Rejected {
+				t.Errorf("%+v: %+v", o, a)
+			}
+		}
+		// What hoststate itself refuses is an error, and no more.
+		o := bad(func(o *Offer) { o.Attempt = 1<<53 - 1 })
+		if _, err := l.agent.Offer(l.t.Context(), o); err == nil {
+			t.Error("an attempt that is out of range was taken")
+		}
+		if n := len(l.disk.read()) - before; n != 0 || len(l.agent.View().Rollouts) != 1 {
+			t.Errorf("%d records, and rollouts %v", n, l.agent.View().Rollouts)
+		}
+	})
+}
+
 func TestTheControlPlanesSoakIsClamped(t *testing.T) {
 	inBubble(t, func(l *lab) {
 		o := activate(rollout1, closureB, soaking(time.Minute))

@@ -59,7 +59,7 @@ type ControlPlane struct {
 // Start runs a stand-in on a real loopback socket until the test ends.
 func Start(t testing.TB, ca *CA) *ControlPlane {
 	t.Helper()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	listener, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -96,7 +96,7 @@ func serve(t testing.TB, ca *CA, listener net.Listener) *ControlPlane {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		cp.server.Serve(tls.NewListener(listener, config))
+		_ = cp.server.Serve(tls.NewListener(listener, config))
 	}()
 	t.Cleanup(func() {
 		cancel()
@@ -290,7 +290,7 @@ func writeJSON(w io.Writer, v any) {
 	if err != nil {
 		panic(err)
 	}
-	w.Write(data)
+	_, _ = w.Write(data)
 }
 
 // WaitOf reads the wait of a poll.
