@@ -42,7 +42,6 @@ type chaos struct {
 	t        *rapid.T
 	names    []string
 	releases int
-	checked  int // entries of the log that the invariants were checked on
 }
 
 func (c *chaos) name() string { return rapid.SampledFrom(c.names).Draw(c.t, "host") }

@@ -152,13 +152,12 @@ func (w *world) advance(d time.Duration) {
 
 // release is a release in the making.
 type release struct {
-	id         string
-	sequence   int64
-	policy     api.Policy
-	lines      []api.HostLine
-	budgets    []api.ManifestBudget
-	signedAt   time.Time
-	rereleased bool
+	id       string
+	sequence int64
+	policy   api.Policy
+	lines    []api.HostLine
+	budgets  []api.ManifestBudget
+	signedAt time.Time
 }
 
 // publish puts a release into the repository and has the fleet adopt the new index.

@@ -167,20 +167,23 @@ func (p *rootParser) channel(name string, c api.TrustChannel, release Rule) Rule
 func DecodePayload[T any](what string, data []byte, limit int, version func(T) int) (T, error) {
 	var zero T
 	v, err := strictjson.Decode[T](what, data, limit)
-	var n int
 	if err == nil {
-		n = version(v)
-	} else {
-		peek, peekErr := strictjson.Decode[struct {
-			SchemaVersion int `json:"schemaVersion"`
-		}](what, data, limit)
-		if peekErr != nil || peek.SchemaVersion == api.SchemaVersion {
-			return zero, Malformed(err)
+		return v, checkSchema(what, version(v))
+	}
+	peek, peekErr := strictjson.Decode[struct {
+		SchemaVersion int `json:"schemaVersion"`
+	}](what, data, limit)
+	if peekErr == nil {
+		if err := checkSchema(what, peek.SchemaVersion); err != nil {
+			return zero, err
 		}
-		n = peek.SchemaVersion
 	}
-	if n != api.SchemaVersion {
-		return zero, Refuse(api.CodeUnsupportedSchema, what, "schemaVersion is %d; only %d is known", n, api.SchemaVersion)
+	return zero, Malformed(err)
+}
+
+func checkSchema(what string, version int) error {
+	if version != api.SchemaVersion {
+		return Refuse(api.CodeUnsupportedSchema, what, "schemaVersion is %d; only %d is known", version, api.SchemaVersion)
 	}
-	return v, nil
+	return nil
 }

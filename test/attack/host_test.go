@@ -174,14 +174,11 @@ func (h *target) converges(rel manifesttest.Release) {
 func (h *target) tells(code api.Code) {
 	h.t.Helper()
 	h.cp.Wait("the host refused as "+string(code), func() bool {
-		for _, r := range h.cp.Rejections() {
-			if r.Reason == code {
-				return true
-			}
-			h.t.Errorf("the host refused as %s (%s), want %s", r.Reason, r.Detail, code)
-			return true
+		rejections := h.cp.Rejections()
+		if len(rejections) > 0 && rejections[0].Reason != code {
+			h.t.Errorf("the host refused as %s (%s), want %s", rejections[0].Reason, rejections[0].Detail, code)
 		}
-		return false
+		return len(rejections) > 0
 	})
 }
 
