@@ -112,7 +112,7 @@ func (l *leftBehind) still() bool {
 		return false
 	}
 	select {
-	case <-*l:
+	case <-*l: //nolint:errcheck // what it ended with matters to nobody any more
 		*l = nil
 		return false
 	default:
