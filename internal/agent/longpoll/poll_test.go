@@ -135,6 +135,7 @@ func TestL4AnythingElseIsAnErrorThatIsWarnedOfAndWaitedOut(t *testing.T) {
 	for name, answer := range answers {
 		t.Run(name, func(t *testing.T) {
 			inBubble(t, func(t *testing.T, r *rig) {
+				r.options.Random = func() float64 { return 0.5 }
 				r.cp.Handle(pollPath, answer)
 				r.start()
 				r.pass(4900 * time.Millisecond)
