@@ -149,7 +149,13 @@ func TestAParkedConnectionGoesOn(t *testing.T) {
 	}
 	defer conn.Close()
 	in := bufio.NewReader(conn)
-	send := func(path string) { f.send(conn, "GET "+path+" HTTP/1.1\r\nHost: x\r\nX-Nixfleet-Protocol: 1\r\n\r\n") }
+	send := func(paths ...string) {
+		var all strings.Builder
+		for _, path := range paths {
+			all.WriteString("GET " + path + " HTTP/1.1\r\nHost: x\r\nX-Nixfleet-Protocol: 1\r\n\r\n")
+		}
+		f.send(conn, all.String())
+	}
 	for range 5 {
 		send("/v1/agent/dispatch")
 		f.parked(1)
@@ -162,13 +168,24 @@ func TestAParkedConnectionGoesOn(t *testing.T) {
 		}
 	}
 	// A request that is sent while the poll waits is answered after it.
-	send("/v1/agent/dispatch")
-	send("/v1/rollouts/" + testRollout + "/manifest")
+	send("/v1/agent/dispatch", "/v1/rollouts/"+testRollout+"/manifest")
 	f.parked(1)
 	f.registry.Set("web-0", offer("web-0"))
 	f.given(f.receive(in), offer("web-0"))
 	if r := f.receive(in); r.status != 200 || r.header.Get("ETag") != `"abc"` {
 		t.Errorf("the pipelined request got %d %s", r.status, r.body)
+	}
+	// So is a poll, which is parked in its turn.
+	if err := conn.SetReadDeadline(time.Now().Add(20 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	f.registry.Set("web-0", nil)
+	send("/v1/agent/dispatch", "/v1/agent/dispatch")
+	for range 2 {
+		f.parked(1)
+		f.registry.Set("web-0", offer("web-0"))
+		f.registry.Set("web-0", nil)
+		f.given(f.receive(in), offer("web-0"))
 	}
 }
 
@@ -216,6 +233,25 @@ func TestShutdownEndsParkedPollsAndAsksForPatience(t *testing.T) {
 		f.stopped <- err
 	case <-time.After(4 * time.Second):
 		t.Error("shutting down took over four seconds")
+	}
+}
+
+func TestShutdownDoesNotWaitForAConnectionThatRestsAfterItsPoll(t *testing.T) {
+	f := start(t)
+	conn, err := tls.Dial("tcp", f.addr, f.ca.ClientTLS(f.ca.Host("web-0")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	f.send(conn, "GET /v1/agent/dispatch HTTP/1.1\r\nHost: x\r\nX-Nixfleet-Protocol: 1\r\n\r\n")
+	f.parked(1)
+	f.registry.Set("web-0", offer("web-0"))
+	f.given(f.receive(newReader(conn)), offer("web-0"))
+	began := time.Now()
+	f.stop()
+	err = <-f.stopped
+	if f.stopped <- nil; err != nil || time.Since(began) > 3*time.Second {
+		t.Errorf("shutting down took %v: %v", time.Since(began), err)
 	}
 }
 

@@ -316,7 +316,7 @@ func TestSlowPeersAreCutOff(t *testing.T) {
 	body := dial(member)
 	f.send(body, "POST /v1/agent/heartbeat HTTP/1.1\r\nHost: x\r\nX-Nixfleet-Protocol: 1\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{")
 	stranger := dial(f.ca.ClientTLS())
-	waits := f.poll(f.host("web-1"), "2")
+	waits := []<-chan response{f.poll(f.host("web-1"), "2"), f.poll(f.client(true, f.ca.Host("web-2")), "2")}
 	for name, c := range map[string]net.Conn{"handshake": handshake, "silence of a new connection": dial(member), "header": header,
 		"body": body, "idle connection": idle, "connection that was parked": parked, "stranger": stranger} {
 		if err := c.SetReadDeadline(began.Add(15 * time.Second)); err != nil {
@@ -331,8 +331,29 @@ func TestSlowPeersAreCutOff(t *testing.T) {
 	if took := time.Since(began); took > 5*time.Second {
 		t.Errorf("they were cut off after %v", took)
 	}
-	if r := <-waits; r.status != 204 {
-		t.Errorf("a poll that waits for longer than all of these got %d %s", r.status, r.body)
+	for _, w := range waits {
+		if r := <-w; r.status != 204 {
+			t.Errorf("a poll that waits for longer than all of these got %d %s", r.status, r.body)
+		}
+	}
+}
+
+func TestAStrangersConnectionEndsWhateverItDoes(t *testing.T) {
+	short := contract
+	short.stranger = 300 * time.Millisecond
+	f := start(t, func(o *Options) { o.timeouts = &short })
+	began := time.Now()
+	for _, protocol := range []string{"http/1.1", "h2"} {
+		config := f.ca.ClientTLS()
+		config.NextProtos = []string{protocol}
+		c, err := tls.Dial("tcp", f.addr, config)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		if _, err := io.ReadAll(c); time.Since(began) > 5*time.Second {
+			t.Errorf("%s: cut off after %v (%v)", protocol, time.Since(began), err)
+		}
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -196,6 +197,14 @@ func TestAnythingWrongRefusesTheWhole(t *testing.T) {
 			must(f.t, os.WriteFile(f.repo.Object(r.Entry.Hosts), []byte("x"), 0o600))
 			f.repo.Publish(f.repo.Index(101, f.now, g, r))
 		}, api.CodeIdentityMismatch},
+		"a signed object in another's place": {func(f *fixture, g, r cptest.Release) {
+			index := f.repo.Index(101, f.now, g, r)
+			declared := cptest.Fleet("stable", 5, "2")
+			declared.SignedAt = f.now.UTC()
+			index.Fleet = f.repo.Put(f.repo.Sign(api.PayloadFleet, declared))
+			must(f.t, os.Rename(f.repo.Object(g.Entry.Fleet), f.repo.Object(index.Fleet)))
+			f.repo.Publish(index)
+		}, api.CodeIdentityMismatch},
 		"an object that is a folder": {func(f *fixture, g, r cptest.Release) {
 			must(f.t, os.Remove(f.repo.Object(r.Entry.Hosts)))
 			must(f.t, os.Mkdir(f.repo.Object(r.Entry.Hosts), 0o755))
@@ -350,6 +359,31 @@ func TestARemovedKeyIsNoticedWithoutANewIndex(t *testing.T) {
 	other.Release.Keys = []api.TrustKey{manifesttest.Trusted("other", manifesttest.Key("other"))}
 	f.root = manifesttest.Root(other)
 	f.expect(refused, api.CodeSignatureInvalid)
+}
+
+func TestARemovedKeyIsNoticedWhereTheServerSaysThatNothingChanged(t *testing.T) {
+	f := newFixture(t)
+	f.repo.Publish(f.repo.Index(100, f.now, f.add("stable", "0a1b2c3d", 100, nil)))
+	files := http.FileServer(http.Dir(f.repo.Dir))
+	unchanged304 := 0
+	f.source.fetcher = web(t, "", func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("ETag", `"1"`)
+		if r.Header.Get("If-None-Match") != "" {
+			unchanged304++
+		}
+		http.StripPrefix("/releases", files).ServeHTTP(w, r)
+	})
+	f.expect(adopted, "")
+	f.expect(unchanged, "")
+	f.root = manifesttest.Root(f.trusted) // the same keys, read again
+	f.expect(adopted, "")
+	other := manifesttest.Trust()
+	other.Release.Keys = []api.TrustKey{manifesttest.Trusted("other", manifesttest.Key("other"))}
+	f.root = manifesttest.Root(other)
+	f.expect(refused, api.CodeSignatureInvalid)
+	if unchanged304 != 3 {
+		t.Errorf("asked %d times by entity tag", unchanged304)
+	}
 }
 
 // TestAStaleChannelDoesNotHoldUpTheOthers leaves one channel without a refresh for longer than its
