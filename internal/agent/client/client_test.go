@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"os"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -447,4 +448,20 @@ func TestASlowAnswerRunsIntoTheRequestsDeadline(t *testing.T) {
 			t.Errorf("ended after %v with %v", took, err)
 		}
 	})
+}
+
+func TestACertificateThatVanishesLeavesTheLastOneInUse(t *testing.T) {
+	ca := standin.NewCA(t)
+	cp := standin.Start(t, ca)
+	f := ca.WriteHost(t.TempDir(), "web-01")
+	c := newClient(t, f, cp)
+	if err := os.Remove(f.Cert); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Confirm(t.Context(), api.Heartbeat{}); err != nil { // over a new connection
+		t.Fatal(err)
+	}
+	if requests := cp.Requests(""); requests[0].Host != "web-01" {
+		t.Errorf("the request was made by %q", requests[0].Host)
+	}
 }

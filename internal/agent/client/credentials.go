@@ -22,8 +22,9 @@ type credentials struct {
 	logger        *slog.Logger
 
 	mu     sync.Mutex
-	seen   [3]fileState
-	loaded *tls.Config // nil before the first load
+	seen   [3]fileState // of what is loaded
+	warned [3]fileState // of what could not be
+	loaded *tls.Config  // nil before the first load
 }
 
 // fileState tells one version of a file from the next. A file that is replaced has another inode, and
@@ -47,22 +48,26 @@ func (c *credentials) config() (config *tls.Config, changed bool, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	now := [3]fileState{stat(c.ca), stat(c.cert), stat(c.key)}
-	if c.loaded != nil && now[0].same(c.seen[0]) && now[1].same(c.seen[1]) && now[2].same(c.seen[2]) {
+	if c.loaded != nil && same(now, c.seen) {
 		return c.loaded, false, nil
 	}
 	config, err = c.load()
 	if err != nil && c.loaded == nil {
 		return nil, false, err
 	}
-	c.seen = now
-	if err != nil {
-		c.logger.Warn("changed TLS files cannot be used; going on with the ones before", "err", err)
+	if err != nil { // it is tried again each time: what is wrong may be this moment, and not the files
+		if !same(now, c.warned) {
+			c.logger.Warn("changed TLS files cannot be used; going on with the ones before", "err", err)
+			c.warned = now
+		}
 		return c.loaded, false, nil
 	}
 	changed = c.loaded != nil
-	c.loaded = config
+	c.seen, c.loaded = now, config
 	return config, changed, nil
 }
+
+func same(a, b [3]fileState) bool { return a[0].same(b[0]) && a[1].same(b[1]) && a[2].same(b[2]) }
 
 func stat(path string) fileState {
 	info, err := os.Stat(path)
@@ -80,7 +85,7 @@ func (c *credentials) load() (*tls.Config, error) {
 		return nil, err
 	}
 	pair, err := tls.LoadX509KeyPair(c.cert, c.key)
-	if errors.Is(err, fs.ErrNotExist) {
+	if errors.Is(err, fs.ErrNotExist) && (c.loaded == nil || len(c.loaded.Certificates) == 0) {
 		return config, nil
 	}
 	if err != nil {

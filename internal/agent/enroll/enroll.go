@@ -136,7 +136,7 @@ func (h *Host) look(ctx context.Context, jitter float64) time.Duration {
 			return min(wait, lookAgain)
 		}
 		if now.Before(cert.NotAfter) {
-			err = h.renew(ctx)
+			err = h.renew(ctx, cert)
 		} else {
 			err = h.enroll(ctx)
 		}
@@ -150,6 +150,9 @@ func (h *Host) look(ctx context.Context, jitter float64) time.Duration {
 	case client.IsProblem(err, api.CodeNotFound):
 		h.o.Logger.Warn("the certificate is due for renewal, but this control plane issues none", "err", err)
 		return lookAgain
+	case errors.Is(err, errNoBetter):
+		h.o.Logger.Warn("the certificate is due for renewal, but this control plane has no better one", "err", err)
+		return lookAgain
 	}
 	pause := h.backoff.Next(client.RetryAfter(err))
 	h.o.Logger.Error("the certificate could not be renewed", "err", err, "wait", pause)
@@ -162,10 +165,11 @@ func (h *Host) load() (*x509.Certificate, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read the certificate: %w", err)
 	}
-	cert, err := parse(data)
+	chain, err := parse(data)
 	if err != nil {
 		return nil, fmt.Errorf("read the certificate %s: %w", h.o.Cert, err)
 	}
+	cert := chain[0]
 	key, err := loadKey(h.o.Key)
 	if err != nil {
 		return nil, fmt.Errorf("read the key: %w", err)
@@ -189,10 +193,10 @@ func (h *Host) enroll(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return h.save(reply, key)
+	return h.save(reply, key, nil)
 }
 
-func (h *Host) renew(ctx context.Context) error {
+func (h *Host) renew(ctx context.Context, current *x509.Certificate) error {
 	key, csr, err := h.request()
 	if err != nil {
 		return err
@@ -201,7 +205,7 @@ func (h *Host) renew(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return h.save(reply, key)
+	return h.save(reply, key, current)
 }
 
 // request returns the key, made where there is none, and a CSR by it.
@@ -229,19 +233,28 @@ func (h *Host) token() (api.Envelope, error) {
 	return strictjson.Decode[api.Envelope]("enrollment token", data, trust.MaxEnvelope(api.MaxToken))
 }
 
-// save replaces the certificate by one that is this host's and good now.
-func (h *Host) save(reply api.CertificateReply, key *ecdsa.PrivateKey) error {
-	cert, err := parse([]byte(reply.Certificate))
+// errNoBetter is why a renewed certificate is not taken: a hostile control plane must not be able to take
+// a good one away from a host that may have no token to come back by.
+var errNoBetter = errors.New("the new certificate is not of the same name, or ends before the current one")
+
+// save replaces the certificate by the chain of one that is this host's, good now, and no worse than the
+// current one; current is nil where there is none that is good.
+func (h *Host) save(reply api.CertificateReply, key *ecdsa.PrivateKey, current *x509.Certificate) error {
+	chain, err := parse([]byte(reply.Certificate))
 	if err == nil {
-		err = check(cert, key, h.o.Hostname)
-	}
-	if err == nil && !h.o.Clock.Now().Before(cert.NotAfter) {
-		err = fmt.Errorf("the certificate ended at %s", cert.NotAfter.Format(time.RFC3339))
+		err = check(chain[0], key, h.o.Hostname)
 	}
 	if err != nil {
 		return fmt.Errorf("the control plane's certificate: %w", err)
 	}
-	if err := writeFile(h.o.Cert, []byte(reply.Certificate)); err != nil {
+	cert := chain[0]
+	switch {
+	case !h.o.Clock.Now().Before(cert.NotAfter):
+		return fmt.Errorf("the control plane's certificate ended at %s", cert.NotAfter.Format(time.RFC3339))
+	case current != nil && (cert.NotAfter.Before(current.NotAfter) || cert.URIs[0].String() != current.URIs[0].String()):
+		return fmt.Errorf("%w, at %s and not at %s", errNoBetter, cert.NotAfter.Format(time.RFC3339), current.NotAfter.Format(time.RFC3339))
+	}
+	if err := writeFile(h.o.Cert, encode(chain)); err != nil {
 		return &localError{fmt.Errorf("write the certificate: %w", err)}
 	}
 	h.o.Logger.Info("got a certificate", "notAfter", cert.NotAfter)

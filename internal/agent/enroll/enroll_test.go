@@ -7,6 +7,7 @@ import (
 	"errors"
 	"log/slog"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"testing"
@@ -285,4 +286,78 @@ func TestAControlPlaneThatIssuesNoneOrShortLivedOnesIsNotAskedInAHotLoop(t *test
 			})
 		})
 	}
+}
+
+func TestTheWholeChainIsKeptAndNothingElse(t *testing.T) {
+	inBubble(t, func(t *testing.T, r *rig) {
+		r.cp.Handle(enrollPath, r.edited(func(leaf string) string { return "hello\n" + leaf + "\nbetween\n" + string(r.ca.PEM) + "bye\n" }))
+		if err := r.ensure(); err != nil {
+			t.Fatal(err)
+		}
+		got, err := os.ReadFile(r.path("host.pem"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		leaf := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: r.certificate().Raw})
+		if want := string(leaf) + string(r.ca.PEM); string(got) != want {
+			t.Errorf("kept:\n%s\nwant:\n%s", got, want)
+		}
+		info, err := os.Stat(r.path("host.pem"))
+		if err != nil || info.Mode().Perm() != 0o600 {
+			t.Errorf("its mode is %v, %v", info.Mode(), err)
+		}
+	})
+}
+
+func TestAChainWithAnythingElseInItIsNotTaken(t *testing.T) {
+	for name, extra := range map[string][]byte{
+		"a key":                      pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: []byte("x")}),
+		"a certificate that is none": pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: []byte("x")}),
+	} {
+		inBubble(t, func(t *testing.T, r *rig) {
+			r.cp.Handle(enrollPath, r.edited(func(leaf string) string { return leaf + string(extra) }))
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			defer cancel()
+			if err := enroll.New(r.options).Ensure(ctx); err == nil {
+				t.Errorf("%s was taken", name)
+			}
+		})
+	}
+}
+
+// edited answers with a certificate for this host, edited.
+func (r *rig) edited(edit func(leaf string) string) http.HandlerFunc {
+	return func(w http.ResponseWriter, req *http.Request) {
+		recorder := httptest.NewRecorder()
+		r.issue("web-01")(recorder, req)
+		var reply api.CertificateReply
+		if err := json.Unmarshal(recorder.Body.Bytes(), &reply); err != nil {
+			r.t.Error(err)
+		}
+		reply.Certificate = edit(reply.Certificate)
+		standin.JSON(w, reply)
+	}
+}
+
+func TestAGoodCertificateIsNotGivenAwayForAWorseOne(t *testing.T) {
+	inBubble(t, func(t *testing.T, r *rig) {
+		if err := r.ensure(); err != nil {
+			t.Fatal(err)
+		}
+		first := r.certificate()
+		r.cp.Handle(renewPath, r.issueFor("web-01", 0, time.Minute))
+		r.start()
+		r.pass(life * 7 / 10)
+		if got := r.certificate(); !got.Equal(first) {
+			t.Errorf("it was replaced by one until %v", got.NotAfter)
+		}
+		if n := len(r.cp.Requests(renewPath)); n < 2 || n > 24*7 {
+			t.Errorf("asked %d times", n)
+		}
+		r.cp.Handle(renewPath, r.issue("web-01"))
+		r.pass(2 * time.Hour)
+		if got := r.certificate(); !got.NotAfter.After(first.NotAfter) {
+			t.Error("a better one is not taken")
+		}
+	})
 }

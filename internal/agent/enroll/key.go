@@ -74,13 +74,31 @@ func newRequest(key *ecdsa.PrivateKey, hostname string) (string, error) {
 	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der})), nil
 }
 
-// parse reads a chain in PEM and returns its first certificate.
-func parse(data []byte) (*x509.Certificate, error) {
-	block, _ := pem.Decode(data)
-	if block == nil || block.Type != "CERTIFICATE" {
+// parse reads a chain in PEM, this host's own certificate first.
+func parse(data []byte) (chain []*x509.Certificate, err error) {
+	for block, rest := pem.Decode(data); block != nil; block, rest = pem.Decode(rest) {
+		if block.Type != "CERTIFICATE" {
+			return nil, fmt.Errorf("there is a %.40q among the certificates", block.Type)
+		}
+		cert, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			return nil, err
+		}
+		chain = append(chain, cert)
+	}
+	if len(chain) == 0 {
 		return nil, errors.New("there is no certificate in PEM")
 	}
-	return x509.ParseCertificate(block.Bytes)
+	return chain, nil
+}
+
+// encode writes a chain in PEM, and nothing else that came with it.
+func encode(chain []*x509.Certificate) []byte {
+	var data []byte
+	for _, cert := range chain {
+		data = append(data, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Raw})...)
+	}
+	return data
 }
 
 // check says why cert is not hostname's certificate for key.
