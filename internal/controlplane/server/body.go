@@ -3,6 +3,7 @@ package server
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"mime"
 	"net/http"
@@ -15,7 +16,24 @@ import (
 	"nixfleet.dev/nixfleet/internal/strictjson"
 )
 
-// readBody decodes a request's JSON body of at most limit bytes, which must arrive in time.
+// setDeadlines gives a request the time of its body and of its response, also where it is refused without
+// being read: net/http then reads on before it answers.
+func (s *Server) setDeadlines(w http.ResponseWriter, r *http.Request) error {
+	control, until := http.NewResponseController(w), s.clock.Now()
+	if r.ContentLength != 0 {
+		until = until.Add(s.timeouts.body)
+		if err := control.SetReadDeadline(until); err != nil {
+			return fmt.Errorf("setting the deadline of a body: %w", err)
+		}
+	}
+	// The response has its own time after the body's, or one about a slow body would never go out.
+	if err := control.SetWriteDeadline(until.Add(s.timeouts.write)); err != nil {
+		return fmt.Errorf("setting the deadline of a response: %w", err)
+	}
+	return nil
+}
+
+// readBody decodes a request's JSON body of at most limit bytes.
 func readBody[T any](s *Server, w http.ResponseWriter, r *http.Request, limit int64) (T, error) {
 	var zero T
 	if media, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || media != "application/json" {
@@ -37,14 +55,6 @@ func (s *Server) readAll(w http.ResponseWriter, r *http.Request, limit int64) ([
 	if r.ContentLength > limit {
 		return nil, tooLarge
 	}
-	control, now := http.NewResponseController(w), s.clock.Now()
-	if err := control.SetReadDeadline(now.Add(s.timeouts.body)); err != nil {
-		return nil, err
-	}
-	// The response has its own time after the body's, or one about a slow body would never go out.
-	if err := control.SetWriteDeadline(now.Add(s.timeouts.body + s.timeouts.write)); err != nil {
-		return nil, err
-	}
 	var body bytes.Buffer
 	if r.ContentLength > 0 {
 		body.Grow(int(r.ContentLength) + bytes.MinRead)
@@ -59,7 +69,7 @@ func (s *Server) readAll(w http.ResponseWriter, r *http.Request, limit int64) ([
 	if err != nil {
 		return nil, closing(Refuse(api.CodeMalformed, "the body did not arrive whole"))
 	}
-	return body.Bytes(), control.SetReadDeadline(time.Time{})
+	return body.Bytes(), http.NewResponseController(w).SetReadDeadline(time.Time{})
 }
 
 // reply writes v as JSON with status 200.

@@ -108,8 +108,8 @@ func (s *Server) answer(w *recorder, r *http.Request, pattern string, methods ma
 	if refused != nil {
 		w.Header().Set("Connection", "close") // strangers get one request a connection
 	}
-	if err := http.NewResponseController(w).SetWriteDeadline(s.clock.Now().Add(s.timeouts.write)); err != nil {
-		return fmt.Errorf("setting the deadline of a response: %w", err)
+	if err := s.setDeadlines(w, r); err != nil {
+		return err
 	}
 	if pattern == "" {
 		return Refuse(api.CodeNotFound, "there is no such endpoint")
