@@ -160,11 +160,6 @@ func New(o Options) *Fleet {
 // LogSeq returns the number of the newest entry applied, 0 when there is none.
 func (f *Fleet) LogSeq() int64 { return f.logSeq }
 
-// Position returns the sequence and time of signing of the newest index applied.
-func (f *Fleet) Position() (sequence int64, signedAt time.Time) {
-	return f.index.Sequence, f.index.SignedAt
-}
-
 // Started says that the control plane is ready from now on: silence of hosts counts only from here.
 // Until it is called, no decision is made from silence.
 func (f *Fleet) Started(now time.Time) {

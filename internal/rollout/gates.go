@@ -8,9 +8,8 @@ import (
 	"nixfleet.dev/nixfleet/internal/hoststate"
 )
 
-// gate is one of the planner's gates, in the order in which they are asked (state.md, Planner). Gates
-// for windows, the dispatch rate and preflight have their places between edges and budget, and after
-// it.
+// gate is one of the planner's gates, in the order in which they are asked (state.md, Planner). The gate
+// for windows has its place between wave and edges, those for the dispatch rate and preflight after budget.
 type gate string
 
 const (
