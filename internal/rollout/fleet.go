@@ -194,7 +194,8 @@ func (f *Fleet) Heard(name string, now time.Time) bool {
 
 // missed says whether hearing the host may bring it back.
 func (m *member) missed() bool {
-	return m.overdue != nil || m.rec.State == api.Skipped && m.rec.SkippedBy == hoststate.SkippedByOffline
+	skipped := m.rec.State == api.Skipped && m.rec.SkippedBy == hoststate.SkippedByOffline && m.ro.live()
+	return skipped || m.overdue != nil
 }
 
 // hostOf returns the host, made when it is new.

@@ -52,3 +52,18 @@ func settled(t *testing.T, w *world) {
 	}
 	t.Fatalf("still deciding after %d rounds", w.f.MaxRounds())
 }
+
+func TestAPollOfAHostThatAnOldRolloutLeftOutWakesNobody(t *testing.T) {
+	w := newWorld(t)
+	w.story("release stable@aaaaaaa", "a A1", "b B1")
+	w.story("heartbeat a b")
+	w.story("advance 11m")
+	w.story("release stable@bbbbbbb waves=0s,0s", "a A2 wave=1", "b B2")
+	w.story("poll a")
+	if was := w.f.hosts["a"].memberIn("stable@aaaaaaa").rec.State; was != api.Skipped {
+		t.Fatalf("in the rollout before, the host is %s", was)
+	}
+	if w.f.Heard("a", w.now) {
+		t.Error("the planner is woken for a rollout that is over")
+	}
+}
