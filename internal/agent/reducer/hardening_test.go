@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -36,9 +38,10 @@ func TestADiskThatFillsUpWhileTheMachineSleepsEndsTheReducer(t *testing.T) {
 		l.options = func(o *Options) { quiet(o); disk.Journal = o.Journal; o.Journal = disk }
 		l.restart()
 		sleep(time.Minute)
-		var slept time.Duration
-		l.jumps(func() time.Duration { return slept })
-		disk.err, slept = full, time.Hour
+		var slept atomic.Int64
+		l.jumps(func() time.Duration { return time.Duration(slept.Load()) })
+		disk.fill(full)
+		slept.Store(int64(time.Hour))
 		sleep(20 * time.Minute) // the soak's end is a step that nobody asked for
 		a := l.agent
 		if !errors.Is(a.err, full) {
@@ -56,10 +59,19 @@ func TestADiskThatFillsUpWhileTheMachineSleepsEndsTheReducer(t *testing.T) {
 // fillable is a journal whose disk can fill up.
 type fillable struct {
 	Journal
+	mu  sync.Mutex
 	err error
 }
 
+func (j *fillable) fill(err error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.err = err
+}
+
 func (j *fillable) Append(record []byte) error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
 	if j.err != nil {
 		return j.err
 	}
@@ -211,7 +223,7 @@ func TestWhatIsKeptOfAHostileControlPlanesRolloutsHasACap(t *testing.T) {
 	inBubble(t, func(l *lab) {
 		s := newState("journal")
 		long := strings.Repeat("\x00", 4096) // six times as long in JSON
-		for i := range 20 {
+		for i := range 10 {
 			ro := &rollout{terms: terms{Policy: soaking(time.Minute)}}
 			ro.status = status{Order: int64(i + 1), LastSeq: 60, AckedSeq: 60, Record: hoststate.Record{State: api.HostSuperseded}}
 			if i%2 == 0 {
@@ -222,7 +234,7 @@ func TestWhatIsKeptOfAHostileControlPlanesRolloutsHasACap(t *testing.T) {
 			}
 			s.rollouts[fmt.Sprintf("stable@%07x", i)] = ro
 		}
-		s.global.Orders = 20
+		s.global.Orders = 10
 		record, err := json.Marshal(s.snapshot())
 		if err != nil {
 			t.Fatal(err)
@@ -233,14 +245,16 @@ func TestWhatIsKeptOfAHostileControlPlanesRolloutsHasACap(t *testing.T) {
 		if a := l.offer(activate(rollout1, closureB, soaking(time.Minute))); a.Kind != Accepted {
 			t.Fatalf("%+v", a)
 		}
+		a := l.agent
+		l.stop()
 		kept := 0
-		for id := range l.agent.View().Rollouts {
-			kept += l.agent.state.size(id)
+		for id := range a.View().Rollouts {
+			kept += a.state.size(id)
 		}
 		if kept > maxKept {
 			t.Errorf("%d bytes of events are kept", kept)
 		}
-		if _, ok := l.agent.View().Rollouts["stable@0000013"]; !ok {
+		if _, ok := a.View().Rollouts["stable@0000009"]; !ok {
 			t.Error("the newest of the old rollouts is gone")
 		}
 	})
