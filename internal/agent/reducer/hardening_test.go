@@ -259,3 +259,37 @@ func TestWhatIsKeptOfAHostileControlPlanesRolloutsHasACap(t *testing.T) {
 		}
 	})
 }
+
+func TestOnlyAHigherAttemptWithAnOperatorsWordLiftsTheQuarantine(t *testing.T) {
+	inBubble(t, func(l *lab) {
+		l.machine.Script(closureB, activationtest.Script{Takes: time.Second, ExitCode: 1})
+		l.cp.give(activate(rollout1, closureB, soaking(time.Minute)))
+		l.untilState(rollout1, api.Reverted)
+		l.machine.Script(closureB, activationtest.Script{Takes: time.Second})
+
+		l.cp.give(activate(rollout2, closureB, soaking(time.Minute)))
+		l.until("an answer", time.Minute, func() bool { return l.cp.answerKind() != 0 })
+		if l.cp.last.Code != api.CodeQuarantined {
+			t.Errorf("a quarantined closure in another rollout: %+v", l.cp.last)
+		}
+		again := activate(rollout1, closureB, soaking(time.Minute))
+		again.AllowClosure = true
+		if a := l.offer(again); a.Kind != Duplicate {
+			t.Errorf("the word on the same attempt: %+v", a)
+		}
+		other := activate(rollout2, closureB, soaking(time.Minute))
+		other.AllowClosure = true
+		if a := l.offer(other); a.Code != api.CodeQuarantined {
+			t.Errorf("the word on a first attempt: %+v", a)
+		}
+		again.Attempt, again.AllowClosure = 7, false
+		if a := l.offer(again); a.Code != api.CodeQuarantined {
+			t.Errorf("a higher attempt alone: %+v", a)
+		}
+		l.wantQuarantined(closureB, true)
+		again.Attempt, again.AllowClosure = 2, true
+		l.cp.give(again)
+		l.untilState(rollout1, api.HostConverged)
+		l.wantQuarantined(closureB, false)
+	})
+}
