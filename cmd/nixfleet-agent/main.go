@@ -100,7 +100,7 @@ func (c command) main(ctx context.Context, args []string, stdout, stderr io.Writ
 	config := flags.String("config", agent.DefaultConfig, "configuration file")
 	level := flags.String("log-level", "info", "least level of what is logged: debug, info, warn or error")
 	for _, s := range agent.Settings() {
-		flags.String(s.Flag, "", s.Usage)
+		flags.String(s.Name, "", s.Usage)
 	}
 	err := flags.Parse(args)
 	if errors.Is(err, flag.ErrHelp) {

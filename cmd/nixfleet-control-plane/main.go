@@ -94,7 +94,7 @@ func serve() *cobra.Command {
 	cmd.Flags().StringVar(&config, "config", controlplane.DefaultConfig, "configuration file")
 	cmd.Flags().StringVar(&level, "log-level", "info", "least level of what is logged: debug, info, warn or error")
 	for _, setting := range controlplane.Settings() {
-		flags[setting.Flag] = cmd.Flags().String(setting.Flag, "", setting.Usage)
+		flags[setting.Name] = cmd.Flags().String(setting.Name, "", setting.Usage)
 	}
 	return cmd
 }

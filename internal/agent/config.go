@@ -1,19 +1,15 @@
 package agent
 
 import (
-	"bytes"
-	"errors"
-	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"time"
 
-	"github.com/pelletier/go-toml/v2"
-
 	"nixfleet.dev/nixfleet/internal/agent/client"
 	"nixfleet.dev/nixfleet/internal/fleet"
+	"nixfleet.dev/nixfleet/internal/settings"
 )
 
 // Config is a checked agent.toml (design/wire.md). Load makes one.
@@ -52,23 +48,14 @@ const (
 	defaultStateDir  = "/var/lib/nixfleet-agent"
 	defaultTrustFile = "/etc/nixfleet/trust.json"
 	defaultBackoff   = "5s"
-	maxConfig        = 1 << 20
 )
 
 // ConfigError is a configuration that cannot be used, with everything that is wrong with it.
-type ConfigError struct {
-	File     string
-	Problems []string
-}
+type ConfigError = settings.Error
 
-// Error implements error.
-func (e *ConfigError) Error() string {
-	return e.File + ":\n  " + strings.Join(e.Problems, "\n  ")
-}
-
-// settings is agent.toml as it is written. Durations are text, so that a wrong one is one problem
+// file is agent.toml as it is written. Durations are text, so that a wrong one is one problem
 // among the others.
-type settings struct {
+type file struct {
 	ControlPlane      any      `toml:"control_plane"` // a string or a list of them
 	Hostname          string   `toml:"hostname"`
 	Channels          []string `toml:"channels"`
@@ -92,163 +79,64 @@ type settings struct {
 	} `toml:"activation"`
 }
 
-// scalar is a setting that the environment and flags can give too.
-type scalar struct {
-	key   string // in agent.toml: "tls.cert"
-	usage string
-	at    func(*settings) *string
+// scalars are the settings that the environment and flags can give too.
+var scalars = []settings.Scalar[file]{
+	settings.Of("control_plane", "base URL of the control plane, or several with commas between", func(s *file, v string) { s.ControlPlane = v }),
+	settings.Of("hostname", "this host's name; the machine's own when left out", func(s *file, v string) { s.Hostname = v }),
+	settings.Of("state_dir", "folder of the agent's state", func(s *file, v string) { s.StateDir = v }),
+	settings.Of("trust_file", "trust.json: whose signatures count", func(s *file, v string) { s.TrustFile = v }),
+	settings.Of("heartbeat_interval", "fixed interval of heartbeats; the control plane's when left out", func(s *file, v string) { s.HeartbeatInterval = v }),
+	settings.Of("error_backoff", "least wait after an error", func(s *file, v string) { s.ErrorBackoff = v }),
+	settings.Of("tls.ca", "CA of the control plane", func(s *file, v string) { s.TLS.CA = v }),
+	settings.Of("tls.cert", "this host's certificate", func(s *file, v string) { s.TLS.Cert = v }),
+	settings.Of("tls.key", "its private key", func(s *file, v string) { s.TLS.Key = v }),
+	settings.Of("tls.enrollment_token", "token that this host enrols by", func(s *file, v string) { s.TLS.EnrollmentToken = v }),
+	settings.Of("activation.backend", "how this host is switched: directory", func(s *file, v string) { s.Activation.Backend = v }),
+	settings.Of("activation.mode", "enforce, or observe to change nothing", func(s *file, v string) { s.Activation.Mode = v }),
+	settings.Of("activation.current_system", "link to the system that runs", func(s *file, v string) { s.Activation.CurrentSystem = v }),
+	settings.Of("activation.profile", "link to the system that is booted", func(s *file, v string) { s.Activation.Profile = v }),
+	settings.Of("activation.store", "folder of closures", func(s *file, v string) { s.Activation.Store = v }),
+	settings.Of("activation.health_checks", "health-checks.json instead of the closure's", func(s *file, v string) { s.Activation.HealthChecks = v }),
 }
 
-var scalars = []scalar{
-	{"hostname", "this host's name; the machine's own when left out", func(s *settings) *string { return &s.Hostname }},
-	{"state_dir", "folder of the agent's state", func(s *settings) *string { return &s.StateDir }},
-	{"trust_file", "trust.json: whose signatures count", func(s *settings) *string { return &s.TrustFile }},
-	{"heartbeat_interval", "fixed interval of heartbeats; the control plane's when left out", func(s *settings) *string { return &s.HeartbeatInterval }},
-	{"error_backoff", "least wait after an error", func(s *settings) *string { return &s.ErrorBackoff }},
-	{"tls.ca", "CA of the control plane", func(s *settings) *string { return &s.TLS.CA }},
-	{"tls.cert", "this host's certificate", func(s *settings) *string { return &s.TLS.Cert }},
-	{"tls.key", "its private key", func(s *settings) *string { return &s.TLS.Key }},
-	{"tls.enrollment_token", "token that this host enrols by", func(s *settings) *string { return &s.TLS.EnrollmentToken }},
-	{"activation.backend", "how this host is switched: directory", func(s *settings) *string { return &s.Activation.Backend }},
-	{"activation.mode", "enforce, or observe to change nothing", func(s *settings) *string { return &s.Activation.Mode }},
-	{"activation.current_system", "link to the system that runs", func(s *settings) *string { return &s.Activation.CurrentSystem }},
-	{"activation.profile", "link to the system that is booted", func(s *settings) *string { return &s.Activation.Profile }},
-	{"activation.store", "folder of closures", func(s *settings) *string { return &s.Activation.Store }},
-	{"activation.health_checks", "health-checks.json instead of the closure's", func(s *settings) *string { return &s.Activation.HealthChecks }},
-}
+// Settings lists what flags can give; LoadWith takes them by name.
+func Settings() []settings.Flag { return settings.Flags(scalars) }
 
-// Setting is a setting that a flag can give.
-type Setting struct {
-	Flag  string // without dashes: "tls-cert"
-	Usage string
-}
-
-// Settings lists what flags can give; LoadWith takes them by Flag.
-func Settings() []Setting {
-	list := []Setting{{"control-plane", "base URL of the control plane, or several with commas between"}}
-	for _, s := range scalars {
-		list = append(list, Setting{flagOf(s.key), s.usage})
-	}
-	return list
-}
-
-func flagOf(key string) string { return strings.NewReplacer(".", "-", "_", "-").Replace(key) }
-
-// envOf returns the variable of a setting: [tls] cert is NIXFLEET_TLS_CERT.
-func envOf(flag string) string {
-	return "NIXFLEET_" + strings.ToUpper(strings.ReplaceAll(flag, "-", "_"))
-}
-
-// Load reads agent.toml and the environment. The error lists every problem.
+// Load reads agent.toml and the environment. The error is a *ConfigError.
 func Load(path string) (Config, error) { return LoadWith(path, nil) }
 
-// LoadWith is Load with flags, by Setting.Flag, that go before the environment, which goes before the file.
+// LoadWith is Load with flags, which go before the environment, which goes before the file.
 func LoadWith(path string, flags map[string]string) (Config, error) {
-	s, unknown, err := parse(path)
-	if err != nil {
-		return Config{}, &ConfigError{File: path, Problems: []string{err.Error()}}
-	}
-	override(&s, flags)
-	c, wrong := check(s)
-	if problems := append(unknown, wrong...); len(problems) > 0 {
-		return Config{}, &ConfigError{File: path, Problems: problems}
-	}
-	return c, nil
+	return settings.Load(path, flags, scalars, check)
 }
 
-// parse reads the file, and lists the keys that there are not.
-func parse(path string) (s settings, unknown []string, err error) {
-	data, err := os.ReadFile(path)
-	if err != nil {
-		return s, nil, err
-	}
-	if len(data) > maxConfig {
-		return s, nil, fmt.Errorf("it is over %d bytes", maxConfig)
-	}
-	err = toml.NewDecoder(bytes.NewReader(data)).DisallowUnknownFields().Decode(&s)
-	if missing, ok := errors.AsType[*toml.StrictMissingError](err); ok {
-		for _, e := range missing.Errors {
-			line, _ := e.Position()
-			unknown = append(unknown, fmt.Sprintf("line %d: %s: there is no such key", line, strings.Join(e.Key(), ".")))
-		}
-		return s, unknown, nil
-	}
-	if wrong, ok := errors.AsType[*toml.DecodeError](err); ok {
-		line, _ := wrong.Position()
-		err = fmt.Errorf("line %d: %s", line, strings.TrimPrefix(wrong.Error(), "toml: "))
-	}
-	return s, nil, err
-}
-
-// override puts the environment and then flags over what the file says.
-func override(s *settings, flags map[string]string) {
-	given := func(flag string) (string, bool) {
-		if v, ok := flags[flag]; ok {
-			return v, true
-		}
-		return os.LookupEnv(envOf(flag))
-	}
-	for _, setting := range scalars {
-		if v, ok := given(flagOf(setting.key)); ok {
-			*setting.at(s) = v
-		}
-	}
-	if v, ok := given("control-plane"); ok {
-		s.ControlPlane = v
-	}
-}
-
-// check makes a Config of settings and lists what is wrong with them.
-func check(s settings) (Config, []string) {
-	p := &problems{}
+// check makes a Config of what the file says, and notes what is wrong with it.
+func check(s file, p *settings.Problems) Config {
 	c := Config{
-		ControlPlanes: p.controlPlanes(s.ControlPlane),
-		Hostname:      p.hostname(s.Hostname),
+		ControlPlanes: controlPlanes(p, s.ControlPlane),
+		Hostname:      hostname(p, s.Hostname),
 		Channels:      s.Channels,
-		StateDir:      orDefault(s.StateDir, defaultStateDir),
-		TrustFile:     orDefault(s.TrustFile, defaultTrustFile),
-		ErrorBackoff:  p.duration("error_backoff", orDefault(s.ErrorBackoff, defaultBackoff)),
+		StateDir:      settings.Or(s.StateDir, defaultStateDir),
+		TrustFile:     settings.Or(s.TrustFile, defaultTrustFile),
+		ErrorBackoff:  p.Duration("error_backoff", settings.Or(s.ErrorBackoff, defaultBackoff), time.Millisecond),
 	}
 	if s.HeartbeatInterval != "" {
-		c.HeartbeatInterval = p.duration("heartbeat_interval", s.HeartbeatInterval)
+		c.HeartbeatInterval = p.Duration("heartbeat_interval", s.HeartbeatInterval, time.Millisecond)
 	}
 	for _, channel := range s.Channels {
-		p.require(fleet.ValidChannel(channel), "channels: %q is not a channel's name", channel)
+		p.Require(fleet.ValidChannel(channel), "channels: %q is not a channel's name", channel)
 	}
 	c.TLS = TLS{
-		CA: s.TLS.CA, EnrollmentToken: s.TLS.EnrollmentToken,
-		Cert: orDefault(s.TLS.Cert, filepath.Join(c.StateDir, "host.pem")),
-		Key:  orDefault(s.TLS.Key, filepath.Join(c.StateDir, "host.key")),
+		CA: p.Given("tls.ca", s.TLS.CA), EnrollmentToken: s.TLS.EnrollmentToken,
+		Cert: settings.Or(s.TLS.Cert, filepath.Join(c.StateDir, "host.pem")),
+		Key:  settings.Or(s.TLS.Key, filepath.Join(c.StateDir, "host.key")),
 	}
-	p.require(c.TLS.CA != "", "tls.ca: is missing")
-	c.Activation = p.activation(s)
-	return c, p.list
-}
-
-func orDefault(value, otherwise string) string {
-	if value == "" {
-		return otherwise
-	}
-	return value
-}
-
-// problems gathers what is wrong.
-type problems struct{ list []string }
-
-func (p *problems) require(ok bool, format string, args ...any) {
-	if !ok {
-		p.list = append(p.list, fmt.Sprintf(format, args...))
-	}
-}
-
-func (p *problems) duration(key, text string) time.Duration {
-	d, err := time.ParseDuration(text)
-	p.require(err == nil && d > 0, "%s: %q is not a duration such as \"5s\"", key, text)
-	return d
+	c.Activation = activationOf(p, s)
+	return c
 }
 
 // controlPlanes takes one URL, several with commas between, or a list.
-func (p *problems) controlPlanes(value any) []string {
+func controlPlanes(p *settings.Problems, value any) []string {
 	var urls []string
 	switch v := value.(type) {
 	case string:
@@ -256,43 +144,43 @@ func (p *problems) controlPlanes(value any) []string {
 	case []any:
 		for _, item := range v {
 			text, ok := item.(string)
-			p.require(ok, "control_plane: %v is not a string", item)
+			p.Require(ok, "control_plane: %v is not a string", item)
 			urls = append(urls, text)
 		}
 	case nil:
 	default:
-		p.require(false, "control_plane: it is neither a string nor a list of strings")
+		p.Require(false, "control_plane: it is neither a string nor a list of strings")
 		return nil
 	}
-	p.require(len(urls) > 0, "control_plane: is missing")
+	p.Require(len(urls) > 0, "control_plane: is missing")
 	for i, raw := range urls {
 		base, err := client.CheckURL(strings.TrimSpace(raw))
-		p.require(err == nil, "control_plane: %v", err)
+		p.Require(err == nil, "control_plane: %v", err)
 		urls[i] = base
 	}
 	return urls
 }
 
 // hostname takes the configured name, or else the machine's own.
-func (p *problems) hostname(name string) string {
+func hostname(p *settings.Problems, name string) string {
 	if name == "" {
 		own, err := os.Hostname()
-		p.require(err == nil, "hostname: is missing, and the machine's own cannot be read: %v", err)
+		p.Require(err == nil, "hostname: is missing, and the machine's own cannot be read: %v", err)
 		name = strings.ToLower(own)
 	}
-	p.require(fleet.ValidHostname(name), "hostname: %q is not a host name", name)
+	p.Require(fleet.ValidHostname(name), "hostname: %q is not a host name", name)
 	return name
 }
 
-func (p *problems) activation(s settings) Activation {
+func activationOf(p *settings.Problems, s file) Activation {
 	a := s.Activation
 	backends, modes := []string{"directory"}, []string{"", "enforce", "observe"}
-	p.require(slices.Contains(backends, a.Backend), "activation.backend: %q is not a backend; there is: %s", a.Backend, strings.Join(backends, ", "))
-	p.require(slices.Contains(modes, a.Mode), "activation.mode: %q is neither enforce nor observe", a.Mode)
+	p.Require(slices.Contains(backends, a.Backend), "activation.backend: %q is not a backend; there is: %s", a.Backend, strings.Join(backends, ", "))
+	p.Require(slices.Contains(modes, a.Mode), "activation.mode: %q is neither enforce nor observe", a.Mode)
 	for _, needed := range []struct{ key, value string }{
 		{"current_system", a.CurrentSystem}, {"profile", a.Profile}, {"store", a.Store},
 	} {
-		p.require(needed.value != "" || a.Backend != "directory", "activation.%s: is missing; the directory backend needs it", needed.key)
+		p.Require(needed.value != "" || a.Backend != "directory", "activation.%s: is missing; the directory backend needs it", needed.key)
 	}
 	return Activation{
 		Backend: a.Backend, Observe: a.Mode == "observe", CurrentSystem: a.CurrentSystem,

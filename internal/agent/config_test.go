@@ -150,9 +150,9 @@ func TestAFileThatIsNoTOMLSaysWhere(t *testing.T) {
 func TestEverySettingHasAFlagOfItsOwn(t *testing.T) {
 	seen := map[string]bool{}
 	for _, s := range agent.Settings() {
-		if seen[s.Flag] || s.Usage == "" || strings.ContainsAny(s.Flag, "._ ") {
+		if seen[s.Name] || s.Usage == "" || strings.ContainsAny(s.Name, "._ ") {
 			t.Errorf("setting %+v", s)
 		}
-		seen[s.Flag] = true
+		seen[s.Name] = true
 	}
 }

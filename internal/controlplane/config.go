@@ -1,19 +1,14 @@
 package controlplane
 
 import (
-	"bytes"
-	"errors"
-	"fmt"
 	"net"
-	"os"
 	"regexp"
 	"strconv"
 	"strings"
 	"time"
 
-	"github.com/pelletier/go-toml/v2"
-
 	"nixfleet.dev/nixfleet/internal/controlplane/source"
+	"nixfleet.dev/nixfleet/internal/settings"
 )
 
 // Config is a checked control-plane.toml (design/wire.md). Load makes one.
@@ -56,21 +51,14 @@ const (
 	defaultPollInterval    = "30s"
 	minPollInterval        = 10 * time.Millisecond
 	minLifetime            = time.Minute
-	maxConfig              = 1 << 20
 )
 
 // ConfigError is a configuration that cannot be used, with everything that is wrong with it.
-type ConfigError struct {
-	File     string
-	Problems []string
-}
+type ConfigError = settings.Error
 
-// Error implements error.
-func (e *ConfigError) Error() string { return e.File + ":\n  " + strings.Join(e.Problems, "\n  ") }
-
-// settings is control-plane.toml as it is written. Durations are text, so that a wrong one is one
+// file is control-plane.toml as it is written. Durations are text, so that a wrong one is one
 // problem among the others.
-type settings struct {
+type file struct {
 	Listen              string `toml:"listen"`
 	MetricsListen       string `toml:"metrics_listen"`
 	StateDir            string `toml:"state_dir"`
@@ -101,136 +89,69 @@ type settings struct {
 // number is a TOML integer, kept as text like every other setting.
 type number = any
 
-// scalar is a setting that the environment and flags can give too.
-type scalar struct {
-	key   string // in control-plane.toml: "tls.cert"
-	usage string
-	set   func(*settings, string)
+// scalars are the settings that the environment and flags can give too.
+var scalars = []settings.Scalar[file]{
+	settings.Of("listen", "address for agents and operators", func(s *file, v string) { s.Listen = v }),
+	settings.Of("metrics_listen", "address for /healthz, /readyz and /metrics", func(s *file, v string) { s.MetricsListen = v }),
+	settings.Of("state_dir", "folder of the database", func(s *file, v string) { s.StateDir = v }),
+	settings.Of("trust_file", "trust.json: whose signatures count", func(s *file, v string) { s.TrustFile = v }),
+	settings.Of("trust_domain", "trust domain of the fleet's certificates", func(s *file, v string) { s.TrustDomain = v }),
+	settings.Of("shutdown_timeout", "how long requests may take to end", func(s *file, v string) { s.ShutdownTimeout = v }),
+	settings.Of("dispatches_per_minute", "cap on dispatches; 0 for none", func(s *file, v string) { s.DispatchesPerMinute = v }),
+	settings.Of("tls.cert", "the server's certificate", func(s *file, v string) { s.TLS.Cert = v }),
+	settings.Of("tls.key", "its private key", func(s *file, v string) { s.TLS.Key = v }),
+	settings.Of("tls.client_ca", "CA of agents and operators", func(s *file, v string) { s.TLS.ClientCA = v }),
+	settings.Of("issuer.ca_cert", "certificate of the CA that hosts enrol with", func(s *file, v string) { s.Issuer.CACert = v }),
+	settings.Of("issuer.ca_key", "its private key", func(s *file, v string) { s.Issuer.CAKey = v }),
+	settings.Of("issuer.certificate_lifetime", "life of issued certificates", func(s *file, v string) { s.Issuer.CertificateLifetime = v }),
+	settings.Of("source.url", "release repository, file:// or https://", func(s *file, v string) { s.Source.URL = v }),
+	settings.Of("source.token_file", "file with a bearer token for it", func(s *file, v string) { s.Source.TokenFile = v }),
+	settings.Of("source.poll_interval", "time between two looks at it", func(s *file, v string) { s.Source.PollInterval = v }),
+	settings.Of("database.url", "empty for SQLite in state_dir", func(s *file, v string) { s.Database.URL = v }),
 }
 
-var scalars = []scalar{
-	{"listen", "address for agents and operators", func(s *settings, v string) { s.Listen = v }},
-	{"metrics_listen", "address for /healthz, /readyz and /metrics", func(s *settings, v string) { s.MetricsListen = v }},
-	{"state_dir", "folder of the database", func(s *settings, v string) { s.StateDir = v }},
-	{"trust_file", "trust.json: whose signatures count", func(s *settings, v string) { s.TrustFile = v }},
-	{"trust_domain", "trust domain of the fleet's certificates", func(s *settings, v string) { s.TrustDomain = v }},
-	{"shutdown_timeout", "how long requests may take to end", func(s *settings, v string) { s.ShutdownTimeout = v }},
-	{"dispatches_per_minute", "cap on dispatches; 0 for none", func(s *settings, v string) { s.DispatchesPerMinute = v }},
-	{"tls.cert", "the server's certificate", func(s *settings, v string) { s.TLS.Cert = v }},
-	{"tls.key", "its private key", func(s *settings, v string) { s.TLS.Key = v }},
-	{"tls.client_ca", "CA of agents and operators", func(s *settings, v string) { s.TLS.ClientCA = v }},
-	{"issuer.ca_cert", "certificate of the CA that hosts enrol with", func(s *settings, v string) { s.Issuer.CACert = v }},
-	{"issuer.ca_key", "its private key", func(s *settings, v string) { s.Issuer.CAKey = v }},
-	{"issuer.certificate_lifetime", "life of issued certificates", func(s *settings, v string) { s.Issuer.CertificateLifetime = v }},
-	{"source.url", "release repository, file:// or https://", func(s *settings, v string) { s.Source.URL = v }},
-	{"source.token_file", "file with a bearer token for it", func(s *settings, v string) { s.Source.TokenFile = v }},
-	{"source.poll_interval", "time between two looks at it", func(s *settings, v string) { s.Source.PollInterval = v }},
-	{"database.url", "empty for SQLite in state_dir", func(s *settings, v string) { s.Database.URL = v }},
-}
+// Settings lists what flags can give; LoadWith takes them by name.
+func Settings() []settings.Flag { return settings.Flags(scalars) }
 
-// Setting is a setting that a flag can give.
-type Setting struct {
-	Flag  string // without dashes: "tls-cert"
-	Usage string
-}
-
-// Settings lists what flags can give; LoadWith takes them by Flag.
-func Settings() []Setting {
-	var list []Setting
-	for _, s := range scalars {
-		list = append(list, Setting{flagOf(s.key), s.usage})
-	}
-	return list
-}
-
-func flagOf(key string) string { return strings.NewReplacer(".", "-", "_", "-").Replace(key) }
-
-// envOf returns the variable of a setting: [tls] cert is NIXFLEET_TLS_CERT.
-func envOf(key string) string {
-	return "NIXFLEET_" + strings.ToUpper(strings.ReplaceAll(key, ".", "_"))
-}
-
-// Load reads control-plane.toml and the environment. The error lists every problem.
+// Load reads control-plane.toml and the environment. The error is a *ConfigError.
 func Load(path string) (Config, error) { return LoadWith(path, nil) }
 
-// LoadWith is Load with flags, by Setting.Flag, which go before the environment, which goes before the
-// file.
+// LoadWith is Load with flags, which go before the environment, which goes before the file.
 func LoadWith(path string, flags map[string]string) (Config, error) {
-	s, unknown, err := parse(path)
-	if err != nil {
-		return Config{}, &ConfigError{File: path, Problems: []string{err.Error()}}
-	}
-	for _, setting := range scalars {
-		if v, ok := os.LookupEnv(envOf(setting.key)); ok {
-			setting.set(&s, v)
-		}
-		if v, ok := flags[flagOf(setting.key)]; ok {
-			setting.set(&s, v)
-		}
-	}
-	c, wrong := check(s)
-	if problems := append(unknown, wrong...); len(problems) > 0 {
-		return Config{}, &ConfigError{File: path, Problems: problems}
-	}
-	return c, nil
+	return settings.Load(path, flags, scalars, check)
 }
 
-// parse reads the file, and lists the keys that there are not.
-func parse(path string) (s settings, unknown []string, err error) {
-	data, err := os.ReadFile(path)
-	if err != nil {
-		return s, nil, err
-	}
-	if len(data) > maxConfig {
-		return s, nil, fmt.Errorf("it is over %d bytes", maxConfig)
-	}
-	err = toml.NewDecoder(bytes.NewReader(data)).DisallowUnknownFields().Decode(&s)
-	if missing, ok := errors.AsType[*toml.StrictMissingError](err); ok {
-		for _, e := range missing.Errors {
-			line, _ := e.Position()
-			unknown = append(unknown, fmt.Sprintf("line %d: %s: there is no such key", line, strings.Join(e.Key(), ".")))
-		}
-		return s, unknown, nil
-	}
-	if wrong, ok := errors.AsType[*toml.DecodeError](err); ok {
-		line, _ := wrong.Position()
-		err = fmt.Errorf("line %d: %s", line, strings.TrimPrefix(wrong.Error(), "toml: "))
-	}
-	return s, nil, err
-}
-
-// check makes a Config of settings and lists what is wrong with them.
-func check(s settings) (Config, []string) {
-	p := &problems{}
+// check makes a Config of what the file says, and notes what is wrong with it.
+func check(s file, p *settings.Problems) Config {
 	c := Config{
-		Listen:          p.address("listen", or(s.Listen, defaultListen)),
-		MetricsListen:   p.address("metrics_listen", or(s.MetricsListen, defaultMetricsListen)),
-		StateDir:        or(s.StateDir, defaultStateDir),
-		TrustFile:       or(s.TrustFile, defaultTrustFile),
+		Listen:          address(p, "listen", settings.Or(s.Listen, defaultListen)),
+		MetricsListen:   address(p, "metrics_listen", settings.Or(s.MetricsListen, defaultMetricsListen)),
+		StateDir:        settings.Or(s.StateDir, defaultStateDir),
+		TrustFile:       settings.Or(s.TrustFile, defaultTrustFile),
 		TrustDomain:     s.TrustDomain,
-		ShutdownTimeout: p.duration("shutdown_timeout", or(s.ShutdownTimeout, defaultShutdownTimeout), 0),
-		TLS:             TLS{Cert: p.given("tls.cert", s.TLS.Cert), Key: p.given("tls.key", s.TLS.Key), ClientCA: p.given("tls.client_ca", s.TLS.ClientCA)},
+		ShutdownTimeout: p.Duration("shutdown_timeout", settings.Or(s.ShutdownTimeout, defaultShutdownTimeout), 0),
+		TLS:             TLS{Cert: p.Given("tls.cert", s.TLS.Cert), Key: p.Given("tls.key", s.TLS.Key), ClientCA: p.Given("tls.client_ca", s.TLS.ClientCA)},
 		Source: Source{
-			URL: p.given("source.url", s.Source.URL), TokenFile: s.Source.TokenFile,
-			PollInterval: p.duration("source.poll_interval", or(s.Source.PollInterval, defaultPollInterval), minPollInterval),
+			URL: p.Given("source.url", s.Source.URL), TokenFile: s.Source.TokenFile,
+			PollInterval: p.Duration("source.poll_interval", settings.Or(s.Source.PollInterval, defaultPollInterval), minPollInterval),
 		},
 	}
-	p.require(trustDomain.MatchString(s.TrustDomain), "trust_domain: %q is not a trust domain such as fleet.example", s.TrustDomain)
+	p.Require(trustDomain.MatchString(s.TrustDomain), "trust_domain: %q is not a trust domain such as fleet.example", s.TrustDomain)
 	if c.Source.URL != "" {
 		if err := source.CheckURL(c.Source.URL); err != nil {
-			p.require(false, "source.url: %v", err)
+			p.Require(false, "source.url: %v", err)
 		}
-		p.require(c.Source.TokenFile == "" || strings.HasPrefix(c.Source.URL, "https:"), "source.token_file: only an https:// repository takes a token")
+		p.Require(c.Source.TokenFile == "" || strings.HasPrefix(c.Source.URL, "https:"), "source.token_file: only an https:// repository takes a token")
 	}
 	if s.Issuer.CACert != "" || s.Issuer.CAKey != "" || s.Issuer.CertificateLifetime != "" {
 		c.Issuer = &Issuer{
-			CACert: p.given("issuer.ca_cert", s.Issuer.CACert), CAKey: p.given("issuer.ca_key", s.Issuer.CAKey),
-			CertificateLifetime: p.duration("issuer.certificate_lifetime", or(s.Issuer.CertificateLifetime, defaultLifetime), minLifetime),
+			CACert: p.Given("issuer.ca_cert", s.Issuer.CACert), CAKey: p.Given("issuer.ca_key", s.Issuer.CAKey),
+			CertificateLifetime: p.Duration("issuer.certificate_lifetime", settings.Or(s.Issuer.CertificateLifetime, defaultLifetime), minLifetime),
 		}
 	}
-	p.require(s.Database.URL == "", "database.url: this version keeps its log in SQLite in state_dir; leave it out")
-	p.require(isZero(s.DispatchesPerMinute), "dispatches_per_minute: this version does not cap dispatches; leave it out or at 0")
-	return c, p.list
+	p.Require(s.Database.URL == "", "database.url: this version keeps its log in SQLite in state_dir; leave it out")
+	p.Require(isZero(s.DispatchesPerMinute), "dispatches_per_minute: this version does not cap dispatches; leave it out or at 0")
+	return c
 }
 
 var trustDomain = regexp.MustCompile(`^[a-z0-9]([a-z0-9._-]{0,251}[a-z0-9])?$`)
@@ -248,35 +169,10 @@ func isZero(v number) bool {
 	return false
 }
 
-func or(value, otherwise string) string {
-	if value == "" {
-		return otherwise
-	}
-	return value
-}
-
-type problems struct{ list []string }
-
-func (p *problems) require(ok bool, format string, args ...any) {
-	if !ok {
-		p.list = append(p.list, fmt.Sprintf(format, args...))
-	}
-}
-
-func (p *problems) given(key, value string) string {
-	p.require(value != "", "%s: is missing", key)
-	return value
-}
-
-func (p *problems) duration(key, value string, least time.Duration) time.Duration {
-	d, err := time.ParseDuration(value)
-	p.require(err == nil && d >= least, "%s: %q is not a duration such as %q of at least %s", key, value, "30s", least)
-	return d
-}
-
-func (p *problems) address(key, value string) string {
+// address returns a host:port.
+func address(p *settings.Problems, key, value string) string {
 	_, port, err := net.SplitHostPort(value)
 	n, bad := strconv.Atoi(port)
-	p.require(err == nil && bad == nil && n >= 0 && n < 1<<16, "%s: %q is not an address such as %q", key, value, defaultListen)
+	p.Require(err == nil && bad == nil && n >= 0 && n < 1<<16, "%s: %q is not an address such as %q", key, value, defaultListen)
 	return value
 }

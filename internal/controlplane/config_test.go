@@ -94,7 +94,7 @@ port = 1
 }
 
 func TestAFileThatIsNoConfigurationIsRefused(t *testing.T) {
-	for name, text := range map[string]string{"no TOML": "listen = ", "another type": "listen = 8443", "huge": strings.Repeat("# \n", maxConfig)} {
+	for name, text := range map[string]string{"no TOML": "listen = ", "another type": "listen = 8443", "huge": strings.Repeat("# \n", 1<<20)} {
 		if _, err := load(t, text, nil); err == nil || !strings.Contains(err.Error(), "control-plane.toml") {
 			t.Errorf("%s: %v", name, err)
 		}
