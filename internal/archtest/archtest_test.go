@@ -159,10 +159,10 @@ func TestImportsGoOneWay(t *testing.T) {
 // reach returns the packages of the module that pkg links, each with the package that imports it.
 func reach(packages map[string][]file, pkg string) map[string]string {
 	reached := map[string]string{}
-	todo := []string{pkg}
-	for len(todo) > 0 {
-		next := todo[0]
-		todo = todo[1:]
+	queue := []string{pkg}
+	for len(queue) > 0 {
+		next := queue[0]
+		queue = queue[1:]
 		for _, f := range packages[next] {
 			if f.test {
 				continue
@@ -171,7 +171,7 @@ func reach(packages map[string][]file, pkg string) map[string]string {
 				own, isOwn := strings.CutPrefix(imported, module+"/")
 				if _, seen := reached[own]; isOwn && !seen {
 					reached[own] = next
-					todo = append(todo, own)
+					queue = append(queue, own)
 				}
 			}
 		}

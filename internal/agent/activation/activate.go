@@ -39,7 +39,7 @@ func (r *run) prepare(ctx, limit context.Context) (done bool, err error) {
 		return true, r.fail(ctx, limit, api.PhasePreflight, false, api.CodeVerifyMismatch, err)
 	}
 	if at.is(r.t.Closure) {
-		return true, r.nothingToDo(ctx)
+		return true, r.alreadyThere(ctx)
 	}
 	if !r.t.Started {
 		if err := r.l.Started(ctx, api.MethodSwitch); err != nil {
@@ -72,8 +72,8 @@ func (r *run) prepare(ctx, limit context.Context) (done bool, err error) {
 	return false, r.mark(ctx, StageProfile)
 }
 
-// nothingToDo ends the activation of a host that is on its target already: it soaks like any other.
-func (r *run) nothingToDo(ctx context.Context) error {
+// alreadyThere ends the activation of a host that is on its target already: it soaks like any other.
+func (r *run) alreadyThere(ctx context.Context) error {
 	if err := r.l.Started(ctx, api.MethodNone); err != nil {
 		return err
 	}
